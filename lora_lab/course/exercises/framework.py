@@ -1,0 +1,208 @@
+"""What an exercise is, and the three things a learner asks of it: ``check``, ``hint``, ``solution``."""
+
+import ctypes
+import difflib
+import functools
+import importlib
+import inspect
+import linecache
+import pkgutil
+import re
+import sys
+import textwrap
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One question of the course, its right answer, and the wrong ones worth an explanation.
+
+    Args:
+        name: number of the notebook, a full stop, a word or two: ``"01.break_even"``.
+        goal: what the answer is, as a noun phrase.
+        solution: the function asked for; with ``value=True`` a function without arguments that returns the value.
+        check: takes the answer; returns None when it is right, else what is wrong with it, in a sentence or two.
+        hints: two or three, from a nudge to nearly the answer.
+        mistakes: pairs of a wrong answer and a part of the message that it must get.
+        value: the answer is a value, not a function.
+        seconds: the time one call of the learner's function may take.
+    """
+
+    name: str
+    goal: str
+    solution: Function
+    check: Callable[[Any], str | None]
+    hints: tuple[str, ...]
+    mistakes: tuple[tuple[Any, str], ...]
+    value: bool = False
+    seconds: float = 5.0
+
+    def right_answer(self) -> Any:
+        """Give what a learner who knows would hand in."""
+        return self.solution() if self.value else self.solution
+
+
+def check(name: str, answer: Any) -> None:
+    """Print whether the answer is right, not attempted yet, or wrong: then the case that shows it, and why.
+
+    Nothing that the answer does raises an error here: what goes wrong in it is part of what is printed.
+
+    Args:
+        name: the exercise, such as ``"01.break_even"``.
+        answer: your function or value.
+
+    Raises:
+        ValueError: there is no exercise of that name; the message lists the names nearest to it.
+    """
+    print(f"{name}: {_verdict(_find(name), answer)}")
+
+
+def hint(name: str) -> None:
+    """Print the next hint for an exercise: the first call gives the first, the second the second, and so on.
+
+    Raises:
+        ValueError: there is no exercise of that name.
+    """
+    hints = _find(name).hints
+    given = _hints_given.get(name, 0)
+    if given < len(hints):
+        _hints_given[name] = given + 1
+        print(f"{name}, hint {given + 1} of {len(hints)}: {hints[given]}")
+    else:
+        print(f'{name}: that was the last hint. solution("{name}") shows a solution.')
+
+
+def solution(name: str) -> None:
+    """Print the source of a solution to an exercise.
+
+    Raises:
+        ValueError: there is no exercise of that name.
+    """
+    print(textwrap.dedent(inspect.getsource(_find(name).solution)).rstrip())
+
+
+@functools.cache
+def exercises() -> dict[str, Exercise]:
+    """Give every exercise of the course by its name, in the order of the names."""
+    package = "lora_lab.course.exercises"
+    modules = [m.name for m in pkgutil.iter_modules(sys.modules[package].__path__) if m.name != "framework"]
+    found = [e for module in modules for e in importlib.import_module(f"{package}.{module}").EXERCISES]
+    return {exercise.name: exercise for exercise in sorted(found, key=lambda exercise: exercise.name)}
+
+
+def called(function: Function, *arguments: Any) -> str:
+    """Write a call the way the learner would: ``break_even_rank(9, 9)``, arrays by their shape."""
+    return f"{_name_of(function)}({', '.join(_brief(argument) for argument in arguments)})"
+
+
+_hints_given: dict[str, int] = {}
+
+
+class _NotAttempted(Exception):
+    """The learner's function is still the blank one."""
+
+
+class _Stopped(Exception):
+    """The learner's function raised an error or took too long; the message says so."""
+
+
+class _OutOfTime(BaseException):
+    """Raised inside the learner's function; no ``except Exception`` of theirs can swallow it."""
+
+
+def _find(name: str) -> Exercise:
+    """Give the exercise of that name, or list the names nearest to it."""
+    known = exercises()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or list(known)
+    raise ValueError(f"name takes the name of an exercise, got {name!r}; did you mean {' or '.join(near)}?")
+
+
+def _verdict(exercise: Exercise, answer: Any) -> str:
+    """Say in words how the answer does; memory addresses are left out, so that the words are always the same."""
+    if _is_blank(answer):
+        return "not attempted yet"
+    try:
+        wrong = exercise.check(_watched(answer, exercise.seconds) if inspect.isroutine(answer) else answer)
+    except _NotAttempted as blank:
+        return f"not attempted yet: {blank}"
+    except _Stopped as stopped:
+        wrong = str(stopped)
+    except Exception as error:  # the check could not even look at the answer: it is of another kind
+        wrong = f"The answer is {exercise.goal}; yours cannot be read as one ({type(error).__name__}: {error})."
+    return "passed" if wrong is None else "not yet. " + re.sub(r" at 0x[0-9A-Fa-f]+", "", wrong)
+
+
+def _is_blank(answer: Any) -> bool:
+    """Tell whether nothing has been filled in: None, ``...``, or a collection of nothing else."""
+    if isinstance(answer, (tuple, list)):
+        return len(answer) > 0 and all(_is_blank(item) for item in answer)
+    return answer is None or answer is Ellipsis
+
+
+def _watched(function: Function, seconds: float) -> Function:
+    """Wrap the learner's function: its blanks, errors and endless loops become words."""
+
+    @functools.wraps(function)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        try:
+            result = _within(seconds, function, *arguments, **options)
+        except NotImplementedError:
+            raise _NotAttempted(f"{_name_of(function)} is still to be written") from None
+        except _OutOfTime:
+            message = f"{called(function, *arguments)} did not come back within {seconds:g} seconds."
+            raise _Stopped(f"{message} Does a loop in it never end?") from None
+        except (Exception, SystemExit) as error:
+            raise _Stopped(f"{called(function, *arguments)} stopped with {_describe(error, function)}") from None
+        if _is_blank(result):
+            raise _NotAttempted(f"{_name_of(function)} returns {result!r}; is a return missing at its end?")
+        return result
+
+    return watched
+
+
+def _within(seconds: float, function: Function, *arguments: Any, **options: Any) -> Any:
+    """Call the function, and raise _OutOfTime inside it when its time is over.
+
+    Another thread rings the alarm, since signals reach only the main thread and are not what they are on Windows.
+    """
+    caller = ctypes.c_ulong(threading.get_ident())
+    ring = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    alarm = threading.Timer(seconds, ring, (caller, ctypes.py_object(_OutOfTime)))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        return function(*arguments, **options)
+    finally:
+        alarm.cancel()
+        alarm.join()  # an alarm that rings at this very moment is heard here, and not somewhere later
+
+
+def _describe(error: BaseException, function: Function) -> str:
+    """Say the error and the line of the learner's code where it happened."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if code and frame.f_code.co_filename == code.co_filename:
+            return f"{text} (line {line}: {linecache.getline(code.co_filename, line).strip()})"
+    return text
+
+
+def _name_of(function: Function) -> str:
+    """Give the name of a function; a lambda has none."""
+    name = getattr(function, "__name__", "<lambda>")
+    return "your_function" if name == "<lambda>" else name
+
+
+def _brief(argument: Any) -> str:
+    """Write an argument in a few characters: an array or a matrix by its kind and shape."""
+    if getattr(argument, "shape", ()):
+        return f"{type(argument).__name__} {' × '.join(map(str, argument.shape))}"
+    return textwrap.shorten(repr(argument), 40, placeholder="...")

@@ -1,0 +1,112 @@
+"""Makes readable pages of notebooks: HTML that needs no network, no script and no wide screen.
+
+Formulas become MathML, which browsers draw by themselves; figures carry their sentence as the text alternative; links
+from notebook to notebook become links from page to page. ``page.html`` holds the frame and the style of every page.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbconvert import HTMLExporter
+    from nbformat import NotebookNode
+
+COURSE = "LoRA Lab"
+
+
+def write_page(notebook: NotebookNode, path: Path, course: Sequence[Path], folder: Path) -> Path:
+    """Write a notebook as a page with links to its neighbours, bring the index up to date, and give the page's path.
+
+    Args:
+        notebook: the notebook with its outputs.
+        path: the notebook's file.
+        course: the files of all notebooks that have a page or are about to, in their order; ``path`` is among them.
+        folder: where the pages lie; it is made if it is not there.
+
+    Raises:
+        ValueError: a formula of the notebook is not TeX that can be drawn.
+    """
+    body, _ = _exporter().from_notebook_node(notebook)
+    place = list(course).index(path)
+    before = [f'<a rel="prev" href="{p.stem}.html">← {escape(title(p))}</a>' for p in course[:place][-1:]]
+    after = [f'<a rel="next" href="{p.stem}.html">{escape(title(p))} →</a>' for p in course[place + 1 :][:1]]
+    links = "\n".join([*before, f'<a href="index.html">{COURSE}</a>', *after])
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{path.stem}.html"
+    _write(page, title=f"{title(path)} · {COURSE}", links=links, body=body)
+    write_index([p for p in course if (folder / f"{p.stem}.html").exists()], folder)
+    return page
+
+
+def write_index(course: Sequence[Path], folder: Path) -> None:
+    """Write ``index.html``, which lists the pages of these notebooks by number and title."""
+    rows = [f'<li value="{int(p.stem[:2])}"><a href="{p.stem}.html">{escape(title(p))}</a></li>' for p in course]
+    body = f"<h1>{COURSE}</h1>\n<ol>\n" + "\n".join(rows) + "\n</ol>"
+    _write(folder / "index.html", title=COURSE, links="", body=body)
+
+
+def title(path: Path) -> str:
+    """Give the title of a notebook: its first heading, as plain text."""
+    import nbformat
+
+    for cell in nbformat.read(path, as_version=4).cells:
+        if heading := re.match(r"#\s+(.+)", cell.source):
+            return re.sub(r"[`*$]", "", heading[1]).strip()
+    raise ValueError(f"{path.name} has no title: its first cell takes a heading, '# ...'")
+
+
+def to_mathml(formula: str, display: str = "inline") -> str:
+    """Give a TeX formula as MathML: ``display`` is "inline", or "block" for a line of its own.
+
+    Raises:
+        ValueError: the formula cannot be read; the message shows it.
+    """
+    from latex2mathml.converter import convert
+
+    try:
+        return convert(formula.strip(), display=display)
+    except Exception as error:  # latex2mathml has a dozen kinds, with no common one
+        raise ValueError(f"cannot read the formula {formula!r}: {type(error).__name__} {error}".rstrip()) from error
+
+
+@functools.cache
+def _exporter() -> HTMLExporter:
+    """Give the converter of notebooks: nbconvert's, with formulas as MathML and links that lead to pages."""
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body: str) -> str:
+            return to_mathml(body)
+
+        def block_math(self, body: str) -> str:
+            return to_mathml(body, "block")
+
+        def latex_environment(self, name: str, body: str) -> str:
+            return to_mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+        def link(self, text: str, url: str, title: str | None = None) -> str:
+            return super().link(text, re.sub(r"^([\w-]+)\.ipynb\b", r"\1.html", url), title)
+
+    def to_html(source: str) -> str:
+        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+
+    exporter = HTMLExporter(template_name="basic")
+    exporter.register_filter("markdown2html", to_html)
+    return exporter
+
+
+def _write(path: Path, **parts: Any) -> None:
+    """Write a file: the frame of all pages with these parts in it."""
+    from pygments.formatters import HtmlFormatter
+
+    frame = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    colours = HtmlFormatter(style="xcode").get_style_defs(".highlight")
+    path.write_text(frame.substitute(parts, colours=colours), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Figures of a fine-tune: how the loss fell, and how many questions each system answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lora_lab.finetune import Evaluation, History
+
+HATCHES = ("", "///", "...", "xx")  # the second cue beside the colour of a bar
+
+
+def training_curve(history: History, *, window: int = 10) -> Figure:
+    """Draw the training loss of every step, its moving average over ``window`` steps, and the validation loss.
+
+    The loss is in nats per answer token, on a logarithmic axis.
+    """
+    steps = range(1, len(history.losses) + 1)
+    smooth = [sum(history.losses[max(0, i - window) : i]) / min(i, window) for i in steps]
+    fig, ax = canvas()
+    ax.plot(steps, history.losses, color=GREY, linewidth=0.8, alpha=0.6, label="each step")
+    ax.plot(steps, smooth, color=BLUE, linestyle="-", label=f"mean of the last {window} steps")
+    if history.validation:
+        looks, losses = zip(*history.validation, strict=True)
+        ax.plot(looks, losses, color=COLOURS[1], marker="s", linestyle="--", label="validation")
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss (nats per answer token)")
+    ax.legend()
+    return fig
+
+
+def score_bars(scores: Mapping[str, Mapping[str, Evaluation]]) -> Figure:
+    """Draw the share of right answers of each system on each test split, with 95 % intervals.
+
+    Args:
+        scores: for each system, its ``Evaluation`` on each split; all systems have the same splits.
+    """
+    splits = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    fig, ax = canvas()
+    for i, (system, by_split) in enumerate(scores.items()):
+        places = [x + (i - (len(scores) - 1) / 2) * width for x in range(len(splits))]
+        shares = [100 * by_split[split].score for split in splits]
+        low = [share - 100 * by_split[split].interval[0] for share, split in zip(shares, splits, strict=True)]
+        high = [100 * by_split[split].interval[1] - share for share, split in zip(shares, splits, strict=True)]
+        ax.bar(places, shares, width, color=COLOURS[i], hatch=HATCHES[i % 4], edgecolor="white", label=system)
+        # a share of exactly 0 or 1 can leave a distance of −0.0…01, which Matplotlib refuses
+        bounds = [[max(0.0, value) for value in side] for side in (low, high)]
+        ax.errorbar(places, shares, yerr=bounds, fmt="none", ecolor=BLACK, elinewidth=1, capsize=3)
+    ax.set_xticks(range(len(splits)), [f"unseen {split}" for split in splits])
+    ax.set_ylim(0, 105)
+    ax.set_ylabel("right answers (%)")
+    ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(scores))
+    return fig

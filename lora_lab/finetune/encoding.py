@@ -1,0 +1,87 @@
+"""From conversations to tensors: token ids, and which of them the model is asked to learn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label that marks 'no loss here', as in PyTorch's cross entropy
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One training example: its token ids, and the index of the first token of the answer.
+
+    The model reads all of ``tokens``; the loss counts ``tokens[answer_start:]`` alone.
+    """
+
+    tokens: tuple[int, ...]
+    answer_start: int
+
+    @property
+    def answer_tokens(self) -> int:
+        """Give the number of tokens the loss counts, the end-of-turn token among them."""
+        return len(self.tokens) - self.answer_start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as three (batch, tokens) tensors, padded on the right to the longest."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Give the same batch on ``device``."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    answer: str,
+    *,
+    max_tokens: int | None = None,
+) -> Encoded:
+    """Give a conversation and its answer as one token sequence, through the model's own chat template.
+
+    Args:
+        tokenizer: a tokenizer with a chat template and an end-of-sequence token.
+        messages: the conversation so far, as ``{"role": ..., "content": ...}``; the answer is the next turn.
+        answer: what the model should say; an end-of-sequence token is added, so that it learns to stop.
+        max_tokens: the longest sequence allowed, by default without a limit.
+
+    Raises:
+        ValueError: the answer is empty, or the sequence is longer than ``max_tokens`` (nothing is cut).
+    """
+    if not answer.strip():
+        raise ValueError("answer: got an empty text; an example without an answer teaches nothing")
+    prompt = encode_prompt(tokenizer, messages)
+    tokens = [*prompt, *tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    if max_tokens is not None and len(tokens) > max_tokens:
+        raise ValueError(f"messages and answer: {len(tokens)} tokens, and max_tokens is {max_tokens}")
+    return Encoded(tuple(tokens), answer_start=len(prompt))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Give the token ids of a conversation up to the point where the model is to answer."""
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def collate(examples: Sequence[Encoded]) -> Batch:
+    """Give ``examples`` as one batch; padding is masked out of the attention and of the loss."""
+    longest = max(len(example.tokens) for example in examples)
+    shape = (len(examples), longest)
+    input_ids = torch.zeros(shape, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for row, example in enumerate(examples):
+        length, start = len(example.tokens), example.answer_start
+        input_ids[row, :length] = torch.tensor(example.tokens)
+        attention_mask[row, :length] = 1
+        labels[row, start:length] = input_ids[row, start:length]
+    return Batch(input_ids, attention_mask, labels)

@@ -1,0 +1,201 @@
+"""The fine-tune without a notebook: what ``lora-lab finetune`` does.
+
+It asks the untouched model, attaches LoRA, trains, asks again, and leaves in a folder all that came of it. Started
+again with the same options after it was stopped, it goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_lab.finetune.encoding import encode
+from lora_lab.finetune.evaluation import Evaluation, evaluate
+from lora_lab.finetune.model import DEFAULT_MODEL, SOURCES, load_model, load_tokenizer
+from lora_lab.finetune.text_to_sql import SPLITS, TextToSQL
+from lora_lab.finetune.training import History, Settings, train
+from lora_lab.lora import LoRAConfig, account, attach, save_adapter
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tune on the text-to-SQL task: what is trained, on how much, and where the result goes.
+
+    Attributes:
+        output: the folder for the adapter, the checkpoint and the metrics.
+        model: a packaged model, a name on the hub or a folder, as ``source`` says.
+        source: ``"package"``, ``"hub"`` or ``"folder"``.
+        device: ``"cpu"``, ``"cuda"``, …; by default CUDA if there is one.
+        dtype: ``"float32"`` or ``"bfloat16"``; by default what the device is fast at.
+        rank: rank of each update.
+        alpha: LoRA's alpha; the update is scaled by alpha / rank.
+        targets: name endings of the layers to adapt.
+        examples: number of training examples.
+        epochs: how often each is read.
+        batch_size: examples in a step.
+        learning_rate: AdamW's largest learning rate.
+        seed: decides the initial factors and the order of the examples.
+        test: questions asked of each test split.
+        shots: solved examples in the prompt of the few-shot baseline.
+        baselines: ask the untouched model too, without and with solved examples.
+    """
+
+    output: Path = Path("runs/text-to-sql")
+    model: str = DEFAULT_MODEL
+    source: str = "package"
+    device: str | None = None
+    dtype: str | None = None
+    rank: int = 8
+    alpha: float = 16
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    examples: int = 960
+    epochs: int = 1
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    seed: int = 0
+    test: int = 64
+    shots: int = 4
+    baselines: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job measured: the scores by system and split, the history of the training, and the folder of it all."""
+
+    scores: dict[str, dict[str, Evaluation]]
+    history: History
+    trainable: int
+    share: float
+    folder: Path
+
+
+def run(job: Job, *, progress: bool = True) -> Result:
+    """Carry out ``job`` and write ``adapter/``, ``checkpoint.safetensors`` and ``metrics.json`` into its folder.
+
+    Raises:
+        ValueError: an option that makes no job, or a folder that holds another run.
+        lora_lab.assets.AssetError: the packaged model cannot be fetched.
+        lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
+    """
+    if job.dtype is not None and job.dtype not in DTYPES:
+        raise ValueError(f"dtype: got {job.dtype!r}, takes one of {', '.join(DTYPES)}")
+    task = TextToSQL(seed=0)
+    questions = {split: task.test(split, job.test) for split in SPLITS}
+    tokenizer = load_tokenizer(job.model, source=job.source)
+    dtype = DTYPES[job.dtype] if job.dtype else None
+    model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
+
+    def ask_all(shots: int = 0) -> dict[str, Evaluation]:
+        solved = task.train(shots) if shots else ()
+        return {
+            split: evaluate(model, tokenizer, task, examples, shots=solved, progress=progress)
+            for split, examples in questions.items()
+        }
+
+    scores: dict[str, dict[str, Evaluation]] = {}
+    if job.baselines:
+        scores["untouched"] = ask_all()
+        if job.shots:
+            scores[f"untouched, {job.shots} examples in the prompt"] = ask_all(job.shots)
+    config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=job.targets)
+    attach(model, config, generator=torch.Generator().manual_seed(job.seed))
+    counts = account(model)
+    encoded = [encode(tokenizer, task.messages(example), example.query) for example in task.train(job.examples)]
+    settings = Settings(epochs=job.epochs, batch_size=job.batch_size, learning_rate=job.learning_rate, seed=job.seed)
+    history = train(model, encoded, settings, folder=job.output, progress=progress)
+    save_adapter(model, job.output / "adapter")
+    scores["after LoRA"] = ask_all()
+
+    result = Result(scores, history, counts.trainable, counts.share, job.output)
+    _write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
+    return result
+
+
+def summary(result: Result) -> str:
+    """Give the scores as a table, one line a system, one column a test split."""
+    width = max(len(system) for system in result.scores)
+    lines = [f"{'':{width}}  " + "  ".join(f"{split:>10}" for split in SPLITS)]
+    for system, by_split in result.scores.items():
+        cells = (f"{by_split[split].correct:>5} / {by_split[split].total}" for split in SPLITS)
+        lines.append(f"{system:{width}}  " + "  ".join(f"{cell:>10}" for cell in cells))
+    lines.append(f"{result.trainable:,} parameters trained, {result.share:.2%} of the model")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` one option for each field of ``Job``, with the same default."""
+    default = Job()
+    what = _attribute_lines()
+    for name in (field.name for field in fields(Job)):
+        value = getattr(default, name)
+        option, text = f"--{name.replace('_', '-')}", what[name]
+        if isinstance(value, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=value, help=text)
+        elif isinstance(value, tuple):
+            parser.add_argument(option, nargs="+", default=value, metavar="NAME", help=f"{text} (%(default)s)")
+        elif name == "source":
+            parser.add_argument(option, choices=SOURCES, default=value, help=f"{text} (%(default)s)")
+        elif name == "dtype":
+            parser.add_argument(option, choices=list(DTYPES), default=value, help=text)
+        else:
+            kind = str if value is None else type(value)
+            kind = Path if name == "output" else kind
+            parser.add_argument(option, type=kind, default=value, help=f"{text} (%(default)s)")
+
+
+def from_arguments(options: argparse.Namespace) -> Job:
+    """Give the job that the options describe."""
+    values = {field.name: getattr(options, field.name) for field in fields(Job)}
+    return Job(**{**values, "targets": tuple(values["targets"])})
+
+
+def _attribute_lines() -> dict[str, str]:
+    """Give what ``Job``'s docstring says of each field, so that it is written once."""
+    lines = (Job.__doc__ or "").split("Attributes:")[1].strip().splitlines()
+    pairs = (line.strip().split(": ", 1) for line in lines)
+    return {name: text.rstrip(".").replace("``", "").replace("%", "%%") for name, text in pairs}
+
+
+def _metrics(job: Job, result: Result, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Give the job, where it ran and what it measured, as plain JSON values."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "job": {**asdict(job), "output": job.output.name},
+        "ran on": {
+            "device": name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers", "lora-lab")},
+        },
+        "parameters": {"trainable": result.trainable, "share": result.share},
+        "scores": {
+            system: {
+                split: {
+                    "correct": evaluation.correct,
+                    "total": evaluation.total,
+                    "interval": evaluation.interval,
+                    "by kind": evaluation.by_kind(),
+                }
+                for split, evaluation in by_split.items()
+            }
+            for system, by_split in result.scores.items()
+        },
+        "tokens per second": result.history.tokens_per_second,
+        "history": asdict(result.history),
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write ``values`` in a single step, so that a reader never finds half a file."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,322 @@
+"""The training loop: short enough to read in one sitting, and able to stop and go on at any step.
+
+Step k is a function of the settings, the data and the weights after step k − 1, and of nothing else: which examples it
+reads and which units dropout silences both follow from ``(seed, k)``. So a run that is killed and started again ends at
+the very weights it would have reached.
+"""
+
+import contextlib
+import hashlib
+import math
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lora_lab.finetune.checkpoint import (
+    Checkpoint,
+    copy_into,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    trainable,
+)
+from lora_lab.finetune.encoding import Encoded, collate
+from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens
+from lora_lab.finetune.progress import Progress
+
+
+class DivergedError(RuntimeError):
+    """The loss or its gradient is no longer a number; the message says at which step, and what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers of a training run.
+
+    Attributes:
+        epochs: how often each example is read.
+        batch_size: examples in one step.
+        micro_batch_size: examples that go through the model at once, ``batch_size`` by default. A smaller number
+            needs less memory and gives the same gradient, because each token weighs the same in both.
+        learning_rate: AdamW's largest learning rate, reached after the warm-up.
+        warmup: share of the steps in which the learning rate rises from zero; after it, it falls to zero on a line.
+        weight_decay: AdamW's decoupled weight decay.
+        max_gradient_norm: gradients are scaled down to this Euclidean norm if they exceed it.
+        seed: decides the order of the examples and the dropout masks.
+        validate_every: steps between two looks at the validation examples, once an epoch by default.
+        checkpoint_every: steps between two checkpoints, when a folder is given.
+    """
+
+    epochs: int = 1
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    learning_rate: float = 2e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+    validate_every: int | None = None
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no training run."""
+        for name in ("epochs", "batch_size", "micro_batch_size", "validate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            optional = name in ("micro_batch_size", "validate_every")
+            if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: got {value!r}, takes a whole number of at least 1")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a number above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: got {self.warmup!r}, takes a share from 0 up to, but not, 1")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay: got {self.weight_decay!r}, takes a number of at least 0")
+
+
+@dataclass
+class History:
+    """What a run measured, one entry a step: losses in nats per answer token, tokens read, seconds taken.
+
+    ``validation`` holds ``(steps done, loss)``. ``best_step`` is the number of steps after which the validation loss
+    was lowest, the state the model is left in; without validation examples it is ``None``.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Give the tokens read (padding not counted) per second of training, zero before the first step."""
+        return sum(self.tokens) / sum(self.seconds) if self.seconds else 0.0
+
+
+def train(
+    model: PreTrainedModel,
+    examples: Sequence[Encoded],
+    settings: Settings | None = None,
+    *,
+    validation: Sequence[Encoded] = (),
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Minimise the mean cross entropy of the answers over the model's trainable parameters, with AdamW.
+
+    Only parameters with ``requires_grad`` change: after ``lora_lab.lora.attach`` these are the factors. The model comes
+    back in the mode (training or evaluation) it was in, with the weights of the lowest validation loss if
+    ``validation`` is given, of the last step otherwise.
+
+    Args:
+        model: a causal model of transformers, on the device to train on.
+        examples: what to learn, from ``encode``.
+        settings: the numbers of the run; ``Settings()`` by default.
+        validation: examples to choose the best weights by.
+        folder: where the run is kept, so that it can be killed at any moment and go on where it was: call ``train``
+            again with the same model, examples and settings. A folder that holds another run is refused.
+        progress: show a progress bar with loss and tokens per second.
+
+    Raises:
+        ValueError: no examples, nothing to train, a folder with another run, or a model the loss does not fit.
+        DivergedError: the loss or the gradient became infinite or not a number; the model keeps the weights of the
+            last good step.
+    """
+    settings = settings if settings is not None else Settings()
+    if not examples:
+        raise ValueError("examples: got none; a training run needs at least one")
+    parameters = trainable(model)
+    if not parameters:
+        raise ValueError("model: no parameter requires a gradient; attach LoRA first, or unfreeze what should learn")
+    check_plain_head(model)
+    run = _Run(model, parameters, list(examples), list(validation), settings, Path(folder) if folder else None)
+    was_training = model.training
+    try:
+        with Progress(run.steps, "training", shown=progress) as bar:
+            run.resume()
+            bar.advance(run.done)
+            while run.done < run.steps:
+                run.step()
+                run.look()
+                bar.advance(note=f"loss {run.history.losses[-1]:.3f} · {run.history.tokens_per_second:,.0f} tokens/s")
+        run.keep_best()
+    finally:
+        model.train(was_training)
+    return run.history
+
+
+def batch_indices(examples: int, step: int, settings: Settings) -> list[int]:
+    """Give the examples that a step reads: each epoch reads all of them once, in an order of its own."""
+    steps_per_epoch = math.ceil(examples / settings.batch_size)
+    epoch, position = divmod(step, steps_per_epoch)
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(examples, generator=generator).tolist()
+    return order[position * settings.batch_size : (position + 1) * settings.batch_size]
+
+
+def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
+    """Give the learning rate of a step: a line up from 0 during the warm-up, then a line down to 0."""
+    warmup_steps = round(settings.warmup * steps)
+    if step < warmup_steps:
+        return settings.learning_rate * (step + 1) / (warmup_steps + 1)
+    return settings.learning_rate * (steps - step) / (steps - warmup_steps)
+
+
+class _Run:
+    """One training run: the model and its optimiser, the steps done, and what was measured."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parameters: dict[str, nn.Parameter],
+        examples: list[Encoded],
+        validation: list[Encoded],
+        settings: Settings,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.parameters = model, parameters
+        self.examples, self.validation, self.settings = examples, validation, settings
+        self.folder = folder
+        self.identity = _identity(model, examples, validation, settings) if folder else {}
+        self.optimizer = torch.optim.AdamW(parameters.values(), weight_decay=settings.weight_decay)
+        self.steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+        self.validate_every = settings.validate_every or math.ceil(len(examples) / settings.batch_size)
+        self.done = 0
+        self.best: dict[str, Tensor] = {}
+        self.history = History()
+
+    def step(self) -> None:
+        """Take one step: forward and backward on each micro-batch, then one update."""
+        started = time.monotonic()
+        chosen = [self.examples[i] for i in batch_indices(len(self.examples), self.done, self.settings)]
+        size = self.settings.micro_batch_size or len(chosen)
+        batches = [collate(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        labelled = sum(labelled_tokens(batch) for batch in batches)
+
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = 0.0
+        with _dropout_of(self.settings.seed, self.done, self.model.device):
+            for batch in batches:
+                part = answer_loss(self.model, batch.to(self.model.device)) / labelled
+                part.backward()
+                loss += part.item()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
+        self._check_finite(loss, norm)
+        rate = learning_rate_at(self.done, self.steps, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+        self.done += 1
+        self.history.losses.append(loss)
+        self.history.learning_rates.append(rate)
+        self.history.gradient_norms.append(norm)
+        self.history.tokens.append(sum(len(example.tokens) for example in chosen))
+        self.history.seconds.append(time.monotonic() - started)
+
+    def look(self) -> None:
+        """After a step, validate and save if it is time to."""
+        last = self.done == self.steps
+        if self.validation and (last or self.done % self.validate_every == 0):
+            loss = mean_loss(self.model, self.validation, self.settings.micro_batch_size or self.settings.batch_size)
+            if not self.history.validation or loss < min(earlier for _, earlier in self.history.validation):
+                self.history.best_step = self.done
+                self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+            self.history.validation.append((self.done, loss))
+        if self.folder and (last or self.done % self.settings.checkpoint_every == 0):
+            self._save(self.folder)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint in the folder, if there is one."""
+        checkpoint = load_checkpoint(self.folder) if self.folder else None
+        if checkpoint is None:
+            return
+        for name, mine in self.identity.items():
+            if checkpoint.record["identity"].get(name) != mine:
+                theirs = checkpoint.record["identity"].get(name)
+                raise ValueError(
+                    f"folder: {self.folder} holds a run with another {name} ({theirs}, not {mine}); "
+                    "choose another folder, or move that run away"
+                )
+        copy_into(self.parameters, checkpoint.tensors, prefix="parameter.")
+        restore_optimizer(self.optimizer, checkpoint.tensors)
+        self.done = checkpoint.record["done"]
+        self.history = History(**checkpoint.record["history"])
+        self.history.validation = [(step, loss) for step, loss in self.history.validation]
+        self.best = {
+            name.removeprefix("best."): tensor.to(self.model.device)
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith("best.")
+        }
+
+    def keep_best(self) -> None:
+        """Leave the model with the weights of the lowest validation loss, if there was validation."""
+        if self.best:
+            copy_into(self.parameters, self.best)
+
+    def _save(self, folder: Path) -> None:
+        tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        record = {"identity": self.identity, "done": self.done, "history": asdict(self.history)}
+        save_checkpoint(folder, Checkpoint({**tensors, **optimizer_tensors(self.optimizer)}, record))
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        kept = f" The last checkpoint in {self.folder} is untouched." if self.folder else ""
+        raise DivergedError(
+            f"step {self.done + 1} of {self.steps}: the loss is {loss} and the gradient's norm {norm}. The weights are "
+            f"those of step {self.done}. Lower learning_rate (now {self.settings.learning_rate:g}) or raise warmup "
+            f"(now {self.settings.warmup:g}); with float16 weights, use bfloat16 or float32.{kept}"
+        )
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, examples: Sequence[Encoded], batch_size: int = 8) -> float:
+    """Give the mean cross entropy, in nats per answer token, of ``examples``, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    total, labelled = 0.0, 0
+    for start in range(0, len(examples), batch_size):
+        batch = collate(examples[start : start + batch_size])
+        total += answer_loss(model, batch.to(model.device)).item()
+        labelled += labelled_tokens(batch)
+    model.train(was_training)
+    return total / labelled
+
+
+@contextlib.contextmanager
+def _dropout_of(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Draw the dropout masks of one step from ``(seed, step)``, and leave the global random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+def _identity(
+    model: PreTrainedModel, examples: list[Encoded], validation: list[Encoded], settings: Settings
+) -> dict[str, Any]:
+    """Give what tells one run from another: structure, frozen weights, data, settings."""
+    frozen = 0
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            frozen = zlib.crc32(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, frozen)
+    return {
+        "structure": hashlib.sha256(repr(model).encode()).hexdigest()[:16],
+        "frozen weights": f"{frozen:08x}",
+        "examples": hashlib.sha256(repr(examples).encode()).hexdigest()[:16],
+        "validation": hashlib.sha256(repr(validation).encode()).hexdigest()[:16],
+        **{name: value for name, value in asdict(settings).items() if name != "checkpoint_every"},
+    }

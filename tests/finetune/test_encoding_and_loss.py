@@ -1,0 +1,104 @@
+"""What the model reads, what the loss counts, and that leaving out the rest changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lora_lab.finetune import Encoded, answer_loss, collate, encode, encode_prompt, labelled_tokens
+from lora_lab.finetune.encoding import IGNORED
+from lora_lab.finetune.loss import check_plain_head
+from tests.finetune.conftest import tiny_model
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+
+
+def test_an_example_is_the_chat_template_with_the_answer_as_the_last_turn(tokenizer):
+    encoded = encode(tokenizer, MESSAGES, "SELECT 1")
+    whole = tokenizer.apply_chat_template([*MESSAGES, {"role": "assistant", "content": "SELECT 1"}], tokenize=False)
+    assert tokenizer.decode(encoded.tokens) == whole.removesuffix("\n")
+
+
+def test_the_answer_starts_where_the_prompt_ends_and_its_end_counts(tokenizer):
+    encoded = encode(tokenizer, MESSAGES, "SELECT 1")
+    assert list(encoded.tokens[: encoded.answer_start]) == encode_prompt(tokenizer, MESSAGES)
+    assert tokenizer.decode(encoded.tokens[encoded.answer_start :]) == "SELECT 1<|im_end|>"
+    assert encoded.answer_tokens == len("SELECT 1") + 1
+
+
+def test_an_example_that_is_too_long_is_refused_and_not_cut(tokenizer):
+    length = len(encode(tokenizer, MESSAGES, "SELECT 1").tokens)
+    assert encode(tokenizer, MESSAGES, "SELECT 1", max_tokens=length)
+    with pytest.raises(ValueError, match=rf"{length} tokens, and max_tokens is {length - 1}"):
+        encode(tokenizer, MESSAGES, "SELECT 1", max_tokens=length - 1)
+
+
+def test_an_empty_answer_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="answer: got an empty text"):
+        encode(tokenizer, MESSAGES, "  ")
+
+
+def test_a_batch_pads_on_the_right_and_labels_only_answers():
+    batch = collate([Encoded((5, 6, 7, 8), 2), Encoded((9, 10), 1)])
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.labels.tolist() == [[IGNORED, IGNORED, 7, 8], [IGNORED, 10, IGNORED, IGNORED]]
+    assert labelled_tokens(batch) == 3
+
+
+BATCH = collate([Encoded((5, 6, 7, 8, 9), 2), Encoded((9, 10, 11), 1), Encoded((3, 4), 1)])
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_model, lambda: tiny_model(tie_word_embeddings=False), gpt2])
+def test_the_loss_and_its_gradients_are_those_of_transformers(make):
+    """The oracle computes the head at every position and averages; ours does neither."""
+    model = make().double()
+    inputs = {"input_ids": BATCH.input_ids, "attention_mask": BATCH.attention_mask}
+    theirs = model(**inputs, labels=BATCH.labels).loss * labelled_tokens(BATCH)
+    expected = torch.autograd.grad(theirs, list(model.parameters()), allow_unused=True)
+    ours = answer_loss(model, BATCH)
+    found = torch.autograd.grad(ours, list(model.parameters()), allow_unused=True)
+    # both losses are formed in float32, so they agree to its rounding
+    torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-5, atol=1e-5)
+    for mine, yours in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_sees_only_the_labelled_positions():
+    model, rows = tiny_model(), []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape))
+    answer_loss(model, BATCH)
+    assert rows == [(labelled_tokens(BATCH), model.config.hidden_size)]
+
+
+def test_padding_changes_no_loss():
+    model = tiny_model().double()
+    alone = sum(answer_loss(model, collate([example])) for example in EXAMPLES)
+    torch.testing.assert_close(answer_loss(model, collate(EXAMPLES)), alone, rtol=1e-6, atol=1e-6)
+
+
+EXAMPLES = [Encoded((5, 6, 7, 8, 9), 2), Encoded((9, 10, 11), 1)]
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_refused():
+    class Capped(type(tiny_model())):
+        def forward(self, **inputs):
+            output = super().forward(**inputs)
+            output.logits = 2 * torch.tanh(output.logits / 2) + 1
+            return output
+
+    check_plain_head(tiny_model())
+    with pytest.raises(ValueError, match="Capped changes its logits after the head"):
+        check_plain_head(Capped(tiny_model().config))
+
+
+def test_the_check_leaves_the_mode_as_it_was():
+    model = tiny_model().train()
+    check_plain_head(model)
+    assert model.training
+    assert all(module.training for module in model.modules() if isinstance(module, nn.Linear))

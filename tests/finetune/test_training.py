@@ -1,0 +1,304 @@
+"""The loop learns, changes only what it should, and can be stopped and started anywhere."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lora_lab.finetune import DivergedError, Encoded, History, Settings, mean_loss, train
+from lora_lab.finetune.checkpoint import FILE_NAME, load_checkpoint
+from lora_lab.finetune.training import batch_indices, learning_rate_at
+from lora_lab.lora import lora_layers
+from tests.finetune.conftest import tiny_lora, tiny_model
+
+
+def examples(count: int = 24, seed: int = 0) -> list[Encoded]:
+    """Make sequences whose last three tokens repeat their first, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in torch.randint(5, 12, (count,), generator=generator).tolist():
+        tokens = torch.randint(3, 40, (length,), generator=generator).tolist()
+        made.append(Encoded((*tokens, tokens[0], tokens[0], tokens[0]), answer_start=length))
+    return made
+
+
+SETTINGS = Settings(epochs=3, batch_size=4, learning_rate=1e-2, checkpoint_every=2)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_lowers_the_loss_and_changes_only_the_factors(model):
+    before, start = weights(model), mean_loss(model, examples())
+    history = train(model, examples(), replace(SETTINGS, epochs=12), progress=False)
+    after = weights(model)
+    assert mean_loss(model, examples()) < 0.99 * start
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    factors = {f"{layer}.{factor}" for layer in lora_layers(model) for factor in ("lora_A", "lora_B")}
+    assert changed == factors
+    assert len(history.losses) == len(history.tokens) == 12 * 6
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not():
+    runs = [tiny_lora(dropout=0.2) for _ in range(3)]
+    for model, seed in zip(runs, (0, 0, 1), strict=True):
+        torch.manual_seed(time.monotonic_ns() % 2**31)  # the global state must not matter
+        train(model, examples(), replace(SETTINGS, seed=seed), progress=False)
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_training_leaves_the_global_random_state_and_the_mode_alone(model):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    train(model, examples(), SETTINGS, progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch():
+    """Examples differ in length, so averaging the averages of micro-batches would give another gradient."""
+    runs = [tiny_lora().double() for _ in range(2)]
+    for model, size in zip(runs, (None, 1), strict=True):
+        train(model, examples(), replace(SETTINGS, micro_batch_size=size), progress=False)
+    for one, other in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_every_epoch_reads_every_example_once_in_an_order_of_its_own():
+    settings = Settings(batch_size=4)
+    epochs = [[i for step in range(3) for i in batch_indices(10, 3 * epoch + step, settings)] for epoch in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_the_learning_rate_rises_to_its_largest_and_falls_towards_zero():
+    settings = Settings(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate_at(step, 10, settings) for step in range(10)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_gradients_are_clipped_and_their_norm_before_that_is_recorded():
+    step_norms = []
+    model = tiny_lora()
+    optimizer_step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        step_norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        return optimizer_step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        history = train(model, examples(), replace(SETTINGS, max_gradient_norm=1e-3), progress=False)
+    assert max(step_norms) <= 1.01e-3
+    assert min(history.gradient_norms) > 1e-3
+
+
+# --- stopping and going on
+
+
+def interrupt_at(step: int, monkeypatch) -> None:
+    """Make the run stop, as Control-C would, before it takes ``step``."""
+    from lora_lab.finetune import training
+
+    original = training._Run.step
+
+    def stopping(self):
+        if self.done == step:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(training._Run, "step", stopping)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 9, 17])
+def test_a_run_stopped_at_any_step_ends_at_the_same_weights(stop, tmp_path, monkeypatch):
+    held_out = examples(8, seed=9)
+    settings = replace(SETTINGS, validate_every=4)
+    whole = tiny_lora(dropout=0.3)
+    expected = train(whole, examples(), settings, validation=held_out, progress=False)
+
+    with monkeypatch.context() as patch:
+        interrupt_at(stop, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_lora(dropout=0.3), examples(), settings, validation=held_out, folder=tmp_path, progress=False)
+    resumed = tiny_lora(dropout=0.3, seed=77)  # other factors at first: the checkpoint's must replace them
+    if stop < settings.checkpoint_every:
+        resumed = tiny_lora(dropout=0.3)  # nothing was saved yet
+    history = train(resumed, examples(), settings, validation=held_out, folder=tmp_path, progress=False)
+    assert same(weights(resumed), weights(whole))
+    assert history.losses == expected.losses
+    assert history.validation == expected.validation
+    assert history.best_step == expected.best_step
+
+
+SCRIPT = """
+import sys
+from tests.finetune.test_training import SETTINGS, examples, replace, tiny_lora, train
+train(tiny_lora(), examples(), replace(SETTINGS, epochs=400, checkpoint_every=1), folder=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
+def test_a_killed_process_leaves_a_checkpoint_that_goes_on_to_the_same_weights(tmp_path):
+    """Killed wherever it happens to be, often in the middle of writing, since it saves at every step."""
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=os.environ)
+        deadline = time.monotonic() + 60
+        seen = (tmp_path / FILE_NAME).stat().st_mtime_ns if attempt else None
+        while time.monotonic() < deadline and process.poll() is None:
+            if (tmp_path / FILE_NAME).exists() and (tmp_path / FILE_NAME).stat().st_mtime_ns != seen:
+                break
+            time.sleep(0.01)
+        time.sleep(0.05 * attempt)
+        process.kill()
+        process.wait()
+    checkpoint = load_checkpoint(tmp_path)
+    done = checkpoint.record["done"]
+    assert 0 < done < 400 * 6
+    settings = replace(SETTINGS, epochs=400, checkpoint_every=1)
+    straight = tiny_lora()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(done, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(straight, examples(), settings, progress=False)
+    for name, parameter in straight.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(checkpoint.tensors[f"parameter.{name}"], parameter)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first, second = tiny_lora(), tiny_lora()
+    history = train(first, examples(), SETTINGS, folder=tmp_path, progress=False)
+    again = train(second, examples(), SETTINGS, folder=tmp_path, progress=False)
+    assert again == history
+    assert same(weights(first), weights(second))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"settings": replace(SETTINGS, learning_rate=1e-3)}, "another learning_rate .0.01, not 0.001."),
+        ({"examples": examples(23)}, "another examples"),
+        ({"rank": 2}, "another structure"),
+        ({"base": 1}, "another frozen weights"),
+    ],
+)
+def test_a_folder_with_another_run_is_refused_and_kept(change, what, tmp_path):
+    from lora_lab.lora import LoRAConfig, attach
+
+    train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    kept = (tmp_path / FILE_NAME).read_bytes()
+    config = LoRAConfig(rank=change.get("rank", 4), alpha=8)
+    model = attach(tiny_model(seed=change.get("base", 0)), config, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=what):
+        train(
+            model,
+            change.get("examples", examples()),
+            change.get("settings", SETTINGS),
+            folder=tmp_path,
+            progress=False,
+        )
+    assert (tmp_path / FILE_NAME).read_bytes() == kept
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+    train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    path = tmp_path / FILE_NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    damaged = path.read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors cannot be read as a checkpoint"):
+        train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    assert path.read_bytes() == damaged
+
+
+def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    from lora_lab.finetune import checkpoint
+
+    interrupt_at(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    kept = (tmp_path / FILE_NAME).read_bytes()
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert (tmp_path / FILE_NAME).read_bytes() == kept
+
+
+# --- validation, divergence, bad input
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_kept(model):
+    """A learning rate far too high for the second half makes the last weights worse than the best ones."""
+    held_out = examples(8, seed=9)
+    settings = replace(SETTINGS, epochs=20, learning_rate=0.3, validate_every=5)
+    history = train(model, examples(), settings, validation=held_out, progress=False)
+    losses = dict(history.validation)
+    assert losses[history.best_step] == min(losses.values())
+    assert losses[history.best_step] < history.validation[-1][1]
+    assert mean_loss(model, held_out, 4) == losses[history.best_step]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_the_last_good_weights(model, tmp_path):
+    train(model, examples(), SETTINGS, progress=False)
+    good = weights(model)
+    with torch.no_grad():
+        layer = next(iter(lora_layers(model).values()))
+        layer.base.weight[0, 0] = math.nan
+    bad = weights(model)
+    with pytest.raises(DivergedError, match=r"step 1 of 18: the loss is nan.*Lower learning_rate \(now 0\.01\)"):
+        train(model, examples(), SETTINGS, folder=tmp_path, progress=False)
+    after = weights(model)
+    assert all(torch.equal(after[name], bad[name]) for name in bad if "lora_" in name)
+    assert good.keys() == after.keys()
+    assert not model.training
+
+
+def test_no_examples_and_nothing_to_train_are_refused(model):
+    with pytest.raises(ValueError, match="examples: got none"):
+        train(model, [], SETTINGS, progress=False)
+    with pytest.raises(ValueError, match="no parameter requires a gradient"):
+        train(model.requires_grad_(False), examples(), SETTINGS, progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0},
+        {"batch_size": 2.5},
+        {"micro_batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"warmup": 1.0},
+        {"weight_decay": -0.1},
+        {"checkpoint_every": 0},
+        {"validate_every": -1},
+    ],
+)
+def test_settings_that_make_no_run_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(ValueError, match=f"{name}: got"):
+        Settings(**bad)
+
+
+def test_tokens_per_second_counts_the_training_time():
+    assert History(tokens=[10, 20], seconds=[2.0, 1.0]).tokens_per_second == 10.0
+    assert History().tokens_per_second == 0.0
