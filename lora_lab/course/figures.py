@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ def png_bytes(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=FILE_DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def save(fig: Figure, path: str | Path) -> None:
+    """Write the figure into a PNG file; ``data/README.md`` says which call made which file."""
+    Path(path).write_bytes(png_bytes(fig))
 
 
 def show(fig: Figure, alt: str) -> None:

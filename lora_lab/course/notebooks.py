@@ -1,4 +1,4 @@
-"""Runs the notebooks of the course, each in a fresh kernel of this very Python, then makes pages of them or stores them."""
+"""Runs the notebooks of the course, each in a fresh kernel of this very Python; makes pages of them, or stores them."""
 
 from __future__ import annotations
 

@@ -71,9 +71,12 @@ def to_mathml(formula: str, display: str = "inline") -> str:
     from latex2mathml.converter import convert
 
     try:
-        return convert(formula.strip(), display=display)
+        mathml: str = convert(formula.strip(), display=display)
     except Exception as error:  # latex2mathml has a dozen kinds, with no common one
-        raise ValueError(f"cannot read the formula {formula!r}: {type(error).__name__} {error}".rstrip()) from error
+        raise ValueError(f"cannot read the formula {formula!r}: {type(error).__name__}") from error
+    if unknown := re.search(r"\\\w+", mathml):
+        raise ValueError(f"cannot read the formula {formula!r}: {unknown[0]} is no command that a page can draw")
+    return mathml
 
 
 @functools.cache

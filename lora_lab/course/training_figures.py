@@ -1,11 +1,11 @@
-"""Figures of a fine-tune: how the loss fell, and how many questions each system answers."""
+"""Figures of a fine-tune: how the loss fell, how many questions each system answers, what the rank changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, canvas
+from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,4 +58,29 @@ def score_bars(scores: Mapping[str, Mapping[str, Evaluation]]) -> Figure:
     ax.set_ylabel("right answers (%)")
     ax.grid(axis="x", visible=False)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=len(scores))
+    return fig
+
+
+def rank_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the share of right answers against the rank, one line a split: the mean of the seeds, and each seed.
+
+    Args:
+        runs: entries of ``lora_lab.course.experiments.rank_sweep``.
+    """
+    splits = list(runs[0]["correct"])
+    ranks = sorted({run["rank"] for run in runs})
+    fig, ax = canvas()
+    for i, split in enumerate(splits):
+        shares = {r: [100 * run["correct"][split] / run["test"] for run in runs if run["rank"] == r] for r in ranks}
+        means = [sum(shares[rank]) / len(shares[rank]) for rank in ranks]
+        look = {"color": COLOURS[i], "marker": MARKERS[i]}
+        ax.plot(ranks, means, linestyle=LINE_STYLES[i], label=f"unseen {split}", **look)
+        for rank in ranks:
+            ax.plot([rank] * len(shares[rank]), shares[rank], linestyle="none", alpha=0.35, markersize=4, **look)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ranks, [str(rank) for rank in ranks])
+    ax.set_ylim(0, 105)
+    ax.set_xlabel("rank of the update")
+    ax.set_ylabel("right answers (%)")
+    ax.legend()
     return fig

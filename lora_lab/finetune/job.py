@@ -54,12 +54,12 @@ class Job:
     device: str | None = None
     dtype: str | None = None
     rank: int = 8
-    alpha: float = 16
+    alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     examples: int = 960
     epochs: int = 1
     batch_size: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     seed: int = 0
     test: int = 64
     shots: int = 4

@@ -1,16 +1,17 @@
 """Run SQL that a model wrote, so that it can neither harm nor hang, and compare what two queries return.
 
-A model's answer is untrusted text. Five fences stand around it, and none of them depends on reading the text:
+A model's answer is untrusted text. Five fences stand around it:
 
-- the database lives in memory, is read-only, and is built anew for every question;
-- SQLite's authorizer lets a query select, read the tables it was shown and call the functions in `FUNCTIONS`; everything else
-  (writing, PRAGMA, ATTACH, loading extensions, recursion, the clock, random numbers) is refused before the query runs;
-- SQLite's own limits bound the text of a query and every value it makes, so that no single operation can take long;
-- a query may run a fixed number of steps of SQLite's virtual machine, the same number on a slow machine and on a fast one, and
-  behind it stands a limit in seconds;
-- a query may return a fixed number of rows.
+- the database is in memory and read-only;
+- SQLite's authorizer allows a query to select, to read the tables of the database, and to call the functions in
+  `FUNCTIONS`. Everything else (writing, PRAGMA, ATTACH, extensions, recursion, the clock, random numbers) is refused
+  before the query runs;
+- the length of a query, its SELECTs, and every value it makes are bounded, so that no single operation takes long;
+- a query runs for a fixed number of steps of SQLite's virtual machine, the same on a slow machine and on a fast one;
+  behind that stands a limit in seconds;
+- a query returns a fixed number of rows at most.
 
-`run_query` never raises for a bad query: what went wrong is a `Failure`. Standard library only.
+`run_query` never raises for a bad query: it names what went wrong. Standard library only.
 """
 
 import itertools
@@ -18,36 +19,37 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 
 __all__ = ["FUNCTIONS", "Failure", "Result", "open_database", "run_query", "same_result"]
 
-# What a query may call: pure functions of their arguments. No clock, no random numbers, no allocation by size, no files.
-FUNCTIONS = frozenset(
-    "abs avg coalesce count dense_rank glob group_concat ifnull iif instr length like lower ltrim max min nullif rank replace"
-    " round row_number rtrim substr substring sum total trim typeof upper".split()
-)
+# What a query may call: functions of their arguments alone. No clock, no random numbers, no files, no blocks of memory.
+_AGGREGATES = ("avg", "count", "group_concat", "max", "min", "sum", "total")
+_WINDOW = ("dense_rank", "rank", "row_number")
+_SCALAR = ("abs", "coalesce", "ifnull", "iif", "instr", "length", "nullif", "round", "typeof")
+_TEXT = ("glob", "like", "lower", "ltrim", "replace", "rtrim", "substr", "substring", "trim", "upper")
+FUNCTIONS = frozenset(_AGGREGATES + _WINDOW + _SCALAR + _TEXT)
 
-# A gold query has one SELECT and under 200 characters. SQLite copies a common table expression wherever it is named, before it
-# counts a single step, so the number of SELECTs bounds the time to prepare a query: each may multiply the copies by 64.
-MOST_CHARACTERS = 500
-MOST_SELECTS = 3
+# SQLite copies a common table expression wherever it is named, before it counts a single step, and each SELECT may name
+# one up to 64 times. So the number of SELECTs bounds the time it takes to prepare a query.
+MAX_CHARACTERS = 500
+MAX_SELECTS = 3
 
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_COLUMN: 50,
-    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 4,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
-    sqlite3.SQLITE_LIMIT_LENGTH: 4_000,  # bytes of one value or one row
+    sqlite3.SQLITE_LIMIT_LENGTH: 4_000,  # bytes of a value or a row
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 100,
-    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
-_STRIDE = 1_000  # virtual machine steps between two looks at the budget
+_STRIDE = 1_000  # steps from one look at the budget to the next
 
 Value = str | int | float | bytes | None
+Row = Sequence[Value]
 
 
 class Failure(StrEnum):
@@ -66,7 +68,7 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What a query returned: its rows and the number of their columns, or a failure with SQLite's own message."""
+    """What a query returned: its rows and how many columns they have, or the failure and what SQLite says about it."""
 
     rows: tuple[tuple[Value, ...], ...] = ()
     columns: int = 0
@@ -75,21 +77,21 @@ class Result:
 
 
 def open_database(script: str) -> sqlite3.Connection:
-    """Give a read-only database in memory, built by an SQL script, on which only plain reads are allowed.
+    """Give a database in memory, made by an SQL script, that answers plain reads and nothing else.
 
     Args:
-        script: CREATE TABLE and INSERT statements. It is trusted: it runs before the fences go up.
+        script: statements that make and fill tables. It is trusted: it runs before the fences go up.
 
     Raises:
-        ValueError: SQLite does not run the script.
+        ValueError: SQLite cannot run the script.
     """
     connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
         connection.executescript(script)
     except sqlite3.Error as error:
         connection.close()
-        raise ValueError(f"script must be SQL that SQLite runs, got {script[:200]!r}: {error}") from error
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        raise ValueError(f"script must be SQL that SQLite can run, got {script[:100]!r}: {error}") from error
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA query_only = ON")
     for limit, value in _LIMITS.items():
@@ -106,14 +108,14 @@ def run_query(
     time_limit: float = 5.0,
     row_limit: int = 1_000,
 ) -> Result:
-    """Give the rows that one query returns on a database of `open_database`, or the named failure it ends in.
+    """Give the rows that a query returns, or the failure it ends in. No text makes it raise, write or hang.
 
     Args:
-        connection: from `open_database`.
-        sql: any text at all.
-        step_limit: steps of SQLite's virtual machine, counted by the thousand. Deterministic: it decides, not the clock.
-        time_limit: seconds; a backstop, generous so that a busy machine does not change a score.
-        row_limit: rows; one more is a failure.
+        connection: a database from `open_database`.
+        sql: any text.
+        step_limit: steps of SQLite's virtual machine, counted by the thousand; a gold query takes hundreds.
+        time_limit: seconds; generous, so that it is the steps that decide, and a busy machine gives the same score.
+        row_limit: rows; a query with more is a failure.
 
     Raises:
         ValueError: a limit is not positive.
@@ -121,102 +123,89 @@ def run_query(
     for name, limit in {"step_limit": step_limit, "time_limit": time_limit, "row_limit": row_limit}.items():
         if not limit > 0:
             raise ValueError(f"{name} must be positive, got {limit!r}")
-    if len(sql) > MOST_CHARACTERS:
-        return Result(failure=Failure.TOO_LARGE, message=f"more than {MOST_CHARACTERS} characters")
-    if len(re.findall(r"\bselect\b", sql, re.IGNORECASE)) > MOST_SELECTS:
-        return Result(failure=Failure.TOO_LARGE, message=f"more than {MOST_SELECTS} SELECTs")
+    if len(sql) > MAX_CHARACTERS:
+        return Result(failure=Failure.TOO_LARGE, message=f"more than {MAX_CHARACTERS} characters")
+    if len(re.findall(r"\bselect\b", sql, re.IGNORECASE)) > MAX_SELECTS:
+        return Result(failure=Failure.TOO_LARGE, message=f"more than {MAX_SELECTS} SELECTs")
     connection.set_progress_handler(_budget(step_limit, time_limit), _STRIDE)
     try:
-        cursor = connection.execute(sql)
-        rows = tuple(cursor.fetchmany(row_limit + 1))
-        columns = len(cursor.description or ())
-        cursor.close()
-    except (
-        sqlite3.Error,
-        sqlite3.Warning,
-        ValueError,
-    ) as error:  # ValueError: a null character or half a surrogate pair
+        with closing(connection.execute(sql)) as cursor:
+            rows = tuple(cursor.fetchmany(row_limit + 1))
+            columns = len(cursor.description or ())
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # ValueError: text that SQLite does not take
         return Result(failure=_failure(error), message=str(error))
     finally:
         connection.set_progress_handler(None, 0)
-    if columns == 0:
-        return Result(failure=Failure.EMPTY, message="nothing but blanks and comments")
+    if not columns:
+        return Result(failure=Failure.EMPTY, message="nothing that returns rows")
     if len(rows) > row_limit:
         return Result(failure=Failure.TOO_MANY_ROWS, message=f"more than {row_limit} rows")
-    return Result(rows=rows, columns=columns)
+    return Result(rows, columns)
 
 
 def same_result(got: Result, want: Result, *, ordered: bool) -> bool:
-    """Say whether two results are equal: row for row if `ordered`, else as multisets of rows.
+    """Say whether two results are equal: row by row if `ordered`, as multisets of rows if not.
 
-    Numbers are equal within a relative 1e-9, so the integer 3 equals 3.0 and the order of a sum does not matter; text equals
-    text alone ('3' is not 3). The names of columns do not count, and neither does their order, as long as one order
-    serves for all rows: a question that asks for two things seldom says which comes first. A failure equals nothing.
+    Numbers are equal up to rounding (a relative 1e-9), so 3 equals 3.0; text equals only text, so '3' does not. Columns
+    may come in any order, the same for all rows, and their names do not count: a question that asks for a city and a
+    number says neither which comes first nor what to call it. A failure equals nothing.
     """
     if got.failure or want.failure or got.columns != want.columns or len(got.rows) != len(want.rows):
         return False
-    if got.columns > 4:  # 5! orders and more are never worth trying: no question asks for so many columns
-        return _same_rows(got.rows, want.rows, ordered)
-    orders = itertools.permutations(range(want.columns))
-    return any(_same_rows([tuple(row[i] for i in order) for row in got.rows], want.rows, ordered) for order in orders)
+    # No gold query has more than two columns; four, and their 24 orders, leave room.
+    orders = itertools.permutations(range(got.columns)) if got.columns <= 4 else [range(got.columns)]
+    return any(_same_rows([[row[i] for i in order] for row in got.rows], want.rows, ordered) for order in orders)
 
 
-def _same_rows(got: Iterable[tuple[Value, ...]], want: Iterable[tuple[Value, ...]], ordered: bool) -> bool:
-    """Compare rows of equal number and width."""
+def _same_rows(got: Sequence[Row], want: Sequence[Row], ordered: bool) -> bool:
+    """Compare equally many rows of equal width."""
     if not ordered:
-        got, want = sorted(got, key=_row_key), sorted(want, key=_row_key)
-    return all(_same_value(a, b) for row, other in zip(got, want, strict=True) for a, b in zip(row, other, strict=True))
+        got, want = sorted(got, key=_sort_key), sorted(want, key=_sort_key)
+    return all(_same_value(*pair) for rows in zip(got, want, strict=True) for pair in zip(*rows, strict=True))
 
 
-def _same_value(a: Value, b: Value) -> bool:
-    """Compare two values of a result."""
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return math.isclose(a, b, rel_tol=1e-9)
-    return type(a) is type(b) and a == b
+def _same_value(got: Value, want: Value) -> bool:
+    """Compare two values."""
+    if isinstance(got, int | float) and isinstance(want, int | float):
+        return math.isclose(got, want, rel_tol=1e-9)
+    return type(got) is type(want) and got == want
 
 
-def _row_key(row: tuple[Value, ...]) -> tuple[tuple[str, str, float], ...]:
-    """Give a key that sorts rows of any types, numbers that differ only by rounding side by side."""
-    return tuple(
-        ("number", "", float(f"{value:.9g}"))
-        if isinstance(value, int | float)
-        else (type(value).__name__, str(value), 0.0)
+def _sort_key(row: Row) -> list[tuple[str, str, float]]:
+    """Give a key that sorts rows of any types, and puts numbers that differ only by rounding in one place."""
+    return [
+        ("", "", float(f"{value:.9g}")) if isinstance(value, int | float) else (type(value).__name__, str(value), 0.0)
         for value in row
-    )
+    ]
 
 
-def _authorizer(tables: list[str]) -> Callable[[int, str | None, str | None, str | None, str | None], int]:
-    """Give the callback that allows plain reads of these tables and refuses everything else."""
+def _authorizer(tables: Collection[str]) -> Callable[..., int]:
+    """Give the callback with which SQLite asks, for everything that a query does, whether it may."""
 
-    def authorize(
-        action: int, first: str | None, second: str | None, _database: str | None, _trigger: str | None
-    ) -> int:
-        # For a read `first` is the table, `second` the column ('' if none is used: COUNT(*)). For a call `second` is the function.
-        allowed = (
-            action == sqlite3.SQLITE_SELECT
-            or (action == sqlite3.SQLITE_READ and (first in tables or not second))
-            or (action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in FUNCTIONS)
-        )
-        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+    def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        # To read: `first` is a table and `second` a column, or "" where no column is (COUNT(*)). To call: `second`.
+        read = action == sqlite3.SQLITE_READ and (first in tables or not second)
+        call = action == sqlite3.SQLITE_FUNCTION and second is not None and second.lower() in FUNCTIONS
+        return sqlite3.SQLITE_OK if read or call or action == sqlite3.SQLITE_SELECT else sqlite3.SQLITE_DENY
 
     return authorize
 
 
 def _budget(steps: int, seconds: float) -> Callable[[], bool]:
-    """Give the callback that is true, and stops the query, once so many steps or seconds are used up."""
-    ticks = itertools.count(1)
+    """Give the callback that stops a query, by being true, once its steps or its seconds are used up."""
+    spent = itertools.count(_STRIDE, _STRIDE)
     deadline = time.monotonic() + seconds
-    return lambda: next(ticks) * _STRIDE > steps or time.monotonic() > deadline
+    return lambda: next(spent) > steps or time.monotonic() > deadline
 
 
 def _failure(error: Exception) -> Failure:
-    """Give the failure that an exception of the sqlite3 module stands for."""
+    """Give the failure that an exception of sqlite3 stands for."""
     code, message = getattr(error, "sqlite_errorname", ""), str(error)
     if code == "SQLITE_INTERRUPT":
         return Failure.TOO_LONG
-    if code == "SQLITE_AUTH" or "not authorized" in message:
+    if code == "SQLITE_AUTH" or message.startswith("not authorized"):
         return Failure.FORBIDDEN
-    if code == "SQLITE_TOOBIG" or message.startswith("too many"):
+    if code == "SQLITE_TOOBIG" or message.startswith(("too many", "Expression tree is too large")):
         return Failure.TOO_LARGE
     if "one statement" in message:
         return Failure.STATEMENTS

@@ -247,12 +247,22 @@ def _write(folder: Path, config: bytes, weights: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as place:
-        for name, content in ((CONFIG_FILE, config), (WEIGHTS_FILE, weights)):
-            with open(Path(place, name), "wb") as file:
+        new_config, new_weights, old_config = (
+            Path(place, name) for name in ("new.json", "new.safetensors", "old.json")
+        )
+        for path, content in ((new_config, config), (new_weights, weights)):
+            with open(path, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         if config_path.exists() and config_path.read_bytes() != config:
-            config_path.unlink()  # so that a stop between the two moves cannot leave old scale and new factors
-        os.replace(Path(place, WEIGHTS_FILE), weights_path)
-        os.replace(Path(place, CONFIG_FILE), config_path)
+            os.replace(
+                config_path, old_config
+            )  # a stop between the moves must not leave new factors with the old scale
+        try:
+            os.replace(new_weights, weights_path)
+        except BaseException:
+            if old_config.exists():
+                os.replace(old_config, config_path)
+            raise
+        os.replace(new_config, config_path)

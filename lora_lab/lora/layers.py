@@ -176,7 +176,8 @@ class LoRALinear(nn.Module):
 def checked_base(base: nn.Module, config: LoRAConfig, name: str = "base") -> nn.Linear:
     """Give ``base`` back if it is a plain linear layer that an update of this rank fits; else raise, with its name."""
     if type(base) is not nn.Linear:
-        raise TypeError(f"{name} must be a torch.nn.Linear, got {type(base).__name__}")
+        got = f"{type(base).__module__}.{type(base).__qualname__}"  # in full: PEFT and loralib have a Linear too
+        raise TypeError(f"{name} must be a torch.nn.Linear itself, got {got}")
     if not isinstance(base.weight, nn.Parameter):
         raise TypeError(f"{name} must hold its weight as a parameter, but something computes it (weight norm, pruning)")
     if not base.weight.is_floating_point():

@@ -178,12 +178,12 @@ class TestRefusals:
         refuses(toy(), LoRAConfig(2, targets=("proj",)), ValueError, "'proj'")
 
     def test_a_target_that_is_no_linear(self, refuses, llama):
-        refuses(llama(), LoRAConfig(2, targets=("q_proj", "self_attn")), TypeError, "got LlamaAttention")
-        refuses(llama(), LoRAConfig(2, targets=("embed_tokens",)), TypeError, "got Embedding")
+        refuses(llama(), LoRAConfig(2, targets=("q_proj", "self_attn")), TypeError, "got .*LlamaAttention")
+        refuses(llama(), LoRAConfig(2, targets=("embed_tokens",)), TypeError, "got .*Embedding")
 
     def test_a_linear_that_is_read_without_being_called(self, refuses):
         model = nn.TransformerEncoderLayer(16, 2, 32)
-        refuses(model, LoRAConfig(2, targets=("out_proj",)), TypeError, "got NonDynamicallyQuantizableLinear")
+        refuses(model, LoRAConfig(2, targets=("out_proj",)), TypeError, "got .*NonDynamicallyQuantizableLinear")
 
     def test_a_rank_that_does_not_fit_one_of_the_layers(self, refuses, toy, llama):
         refuses(toy(), LoRAConfig(6), ValueError, r"= 5 for 0\.q_proj, got 6")

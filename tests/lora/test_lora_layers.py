@@ -75,13 +75,14 @@ class TestPieces:
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             assert merged_weight(draw(5, 7, dtype=dtype), draw(3, 7), draw(5, 3), 1.0).dtype == dtype
 
-    def test_the_default_types_of_torch_do_not_matter(self):
+    def test_the_default_type_of_torch_does_not_matter(self):
+        A, B = initial_lora_A(3, 7, generator=seeded()), initial_lora_B(5, 3)
         torch.set_default_dtype(torch.float64)
         try:
-            layer = LoRALinear(nn.Linear(7, 5, dtype=torch.float32), LoRAConfig(rank=3))
+            again = initial_lora_A(3, 7, generator=seeded()), initial_lora_B(5, 3)
         finally:
             torch.set_default_dtype(torch.float32)
-        assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
+        torch.testing.assert_close(again, (A, B), rtol=0, atol=0)
 
 
 class TestForward:
@@ -285,11 +286,15 @@ class TestErrors:
         "base", [nn.Embedding(7, 5), nn.Bilinear(7, 7, 5), nn.MultiheadAttention(8, 2).out_proj, 3]
     )
     def test_base_must_be_a_linear(self, base):
-        with pytest.raises(TypeError, match=f"base must be a torch.nn.Linear, got {type(base).__name__}"):
+        with pytest.raises(TypeError, match=rf"base must be a torch\.nn\.Linear itself, got .*{type(base).__name__}"):
             LoRALinear(base, LoRAConfig(rank=1))
 
+    def test_base_must_not_be_a_linear_of_another_library(self):
+        with pytest.raises(TypeError, match=r"got loralib\.layers\.Linear"):
+            LoRALinear(loralib.Linear(7, 5), LoRAConfig(rank=1))
+
     def test_base_must_not_be_a_lora_layer(self):
-        with pytest.raises(TypeError, match="got LoRALinear"):
+        with pytest.raises(TypeError, match=r"got lora_lab\.lora\.layers\.LoRALinear"):
             LoRALinear(layer_of(), LoRAConfig(rank=1))
 
     def test_weight_must_be_a_parameter(self):

@@ -132,7 +132,7 @@ def _verdict(exercise: Exercise, answer: Any) -> str:
     try:
         wrong = exercise.check(_watched(answer, exercise.seconds) if inspect.isroutine(answer) else answer)
     except _NotAttempted as blank:
-        return f"not attempted yet: {blank}"
+        return f"not attempted yet{blank}"
     except _Stopped as stopped:
         wrong = str(stopped)
     except Exception as error:  # the check could not even look at the answer: it is of another kind
@@ -155,14 +155,16 @@ def _watched(function: Function, seconds: float) -> Function:
         try:
             result = _within(seconds, function, *arguments, **options)
         except NotImplementedError:
-            raise _NotAttempted(f"{_name_of(function)} is still to be written") from None
+            raise _NotAttempted from None
         except _OutOfTime:
             message = f"{called(function, *arguments)} did not come back within {seconds:g} seconds."
             raise _Stopped(f"{message} Does a loop in it never end?") from None
         except (Exception, SystemExit) as error:
             raise _Stopped(f"{called(function, *arguments)} stopped with {_describe(error, function)}") from None
+        if result is None:
+            raise _NotAttempted(f": {_name_of(function)} returns None; is a return missing at its end?")
         if _is_blank(result):
-            raise _NotAttempted(f"{_name_of(function)} returns {result!r}; is a return missing at its end?")
+            raise _NotAttempted
         return result
 
     return watched

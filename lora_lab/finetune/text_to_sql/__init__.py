@@ -1,4 +1,4 @@
-"""A task for a language model: read a schema and a question, write the SQL query; it is right if it returns the right rows.
+"""A task for a language model: read a schema and a question, write the SQL query that returns the right rows.
 
 Questions, schemas and gold queries are generated, so that the splits are honest by construction and a score is exact:
 
@@ -16,7 +16,8 @@ Distilled Test Suites". Standard library only; the same on every platform and ve
   rows that tell a right answer from a wrong one
 """
 
+from lora_lab.finetune.text_to_sql.answers import extract_query
 from lora_lab.finetune.text_to_sql.queries import KINDS, Query
-from lora_lab.finetune.text_to_sql.task import SPLITS, SYSTEM, Example, Score, TextToSQL, extract_query
+from lora_lab.finetune.text_to_sql.task import SPLITS, SYSTEM, Example, Score, TextToSQL
 
 __all__ = ["KINDS", "SPLITS", "SYSTEM", "Example", "Query", "Score", "TextToSQL", "extract_query"]

@@ -1,8 +1,7 @@
-"""The small databases that the text-to-SQL questions are about.
+"""The small databases that the questions are about.
 
-A domain is one table, or a parent and a child: each row of the child belongs to one row of the parent. Names are plain English
-words, so that a question can name a column by its own word; no name is a keyword of SQL, and no two tables share a name.
-Standard library only.
+A domain is one table, or a parent and a child: every row of the child belongs to a row of the parent. Names are plain
+English words, so that a question can call a column by its name. None is a keyword of SQL, and no two tables share one.
 """
 
 from collections.abc import Sequence
@@ -59,6 +58,8 @@ class Table:
     def schema(self) -> str:
         """Give the CREATE TABLE statement: what the model reads is what the database is made with."""
         columns = [f"{column.name} {column.type}" for column in self.columns]
+        if self.columns[0].role == "key":
+            columns[0] += " primary key"
         if self.parent:
             columns[-1] += f" references {self.parent}(id)"
         return f"CREATE TABLE {self.name} ({', '.join(columns)})"

@@ -136,11 +136,10 @@ def _queries_of_groups(domain: Domain, table: Table) -> Iterator[Query]:
         for column in table.of_role("number"):
             for function in column.aggregates:
                 yield Query("group", domain, table, function, column, group=group)
-            for function, operator, value in itertools.product(column.aggregates, "><", _thresholds(column)[2:-2]):
-                if (
-                    function != "SUM"
-                ):  # a sum depends on how many rows a group has: no value is in the middle of them all
-                    yield Query("having", domain, table, function, column, group=group, having=(operator, value))
+            # No HAVING SUM: a sum depends on the size of the group, so no value is in the middle for all of them.
+            functions = [function for function in column.aggregates if function != "SUM"]
+            for function, operator, value in itertools.product(functions, "><", _thresholds(column)[2:-2]):
+                yield Query("having", domain, table, function, column, group=group, having=(operator, value))
 
 
 def _queries_of_two_tables(domain: Domain) -> Iterator[Query]:

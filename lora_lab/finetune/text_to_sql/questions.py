@@ -1,17 +1,15 @@
 """Queries said in English: sentences, the words that fill them, and which of both are held out."""
 
-import itertools
 from collections.abc import Mapping
 
 from lora_lab.finetune.text_to_sql.queries import Condition, Query
 
-__all__ = ["Phrasing", "phrasings", "question"]
+__all__ = ["question", "sentences"]
 
 Words = Mapping[str, str]
-Phrasing = tuple[str, Words]  # a sentence, and the vocabulary that fills it
 
-# {things} and {thing} are the rows asked about with their condition ("hotels whose city is Rome"), {rows} the bare plural
-# ("hotels"), {what} is what is computed of a group ("average price of hotels"). The other slots are words of the query.
+# {things} and {thing} are the rows asked about with their condition ("hotels whose city is Rome"), {rows} is the bare
+# plural, {what} is what is computed of a group ("average price of hotels"). The other slots are words of the query.
 _SENTENCES = {
     "count": (
         "How many {things} are there?",
@@ -79,7 +77,7 @@ _HELD_OUT_SENTENCES = {
     ),
     "filter": (
         "I would like to see the {label} of {things}.",
-        "Name any {thing} by its {label}.",
+        "Name, by {label}, every {thing}.",
         "Look up {things}: the {label} only.",
     ),
     "aggregate": (
@@ -176,22 +174,33 @@ _HELD_OUT_VOCABULARIES: tuple[Words, ...] = (
 )
 
 
-def phrasings(query: Query, *, held_out: bool) -> list[Phrasing]:
-    """Give every way to ask for a query: each sentence with each vocabulary, all of them held out or none of them.
+def sentences(query: Query, *, held_out: bool) -> tuple[str, ...]:
+    """Give the sentences in which a query can be asked for: either all are held out or none is.
 
     A join is asked for like the question about one table that it extends.
     """
     kind = query.kind
     if query.join:
-        kind = "filter" if not query.function else "count" if query.function == "COUNT" else "aggregate"
-    if held_out:
-        return list(itertools.product(_HELD_OUT_SENTENCES[kind], _HELD_OUT_VOCABULARIES))
-    return list(itertools.product(_SENTENCES[kind], _VOCABULARIES))
+        kind = {"": "filter", "COUNT": "count"}.get(query.function, "aggregate")
+    return (_HELD_OUT_SENTENCES if held_out else _SENTENCES)[kind]
 
 
-def question(query: Query, phrasing: Phrasing) -> str:
-    """Say a query in English."""
-    sentence, words = phrasing
+def question(query: Query, choice: int, *, held_out: bool) -> str:
+    """Ask for a query in English.
+
+    Args:
+        query: what to ask for.
+        choice: any natural number. As many choices in a row as there are sentences give different questions.
+        held_out: whether sentence and vocabulary are held-out ones.
+    """
+    possible = sentences(query, held_out=held_out)
+    vocabularies = _HELD_OUT_VOCABULARIES if held_out else _VOCABULARIES
+    words = vocabularies[choice // len(possible) % len(vocabularies)]
+    return possible[choice % len(possible)].format(**_slots(query, words))
+
+
+def _slots(query: Query, words: Words) -> dict[str, str]:
+    """Give what stands in the slots of a sentence."""
     belonging = f" of {query.join.plural}" if query.join else ""
     condition = f" {_condition(query.where, words)}" if query.where else ""
     slots = {
@@ -214,7 +223,7 @@ def question(query: Query, phrasing: Phrasing) -> str:
         slots["group"] = query.group.words
     if query.having:
         slots |= {"than": words[query.having[0]], "threshold": str(query.having[1])}
-    return sentence.format(**slots)
+    return slots
 
 
 def _condition(where: Condition, words: Words) -> str:

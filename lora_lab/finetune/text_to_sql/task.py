@@ -1,19 +1,19 @@
 """The task itself: examples, their splits, the conversation a model reads, and the score of its answer."""
 
 import hashlib
-import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from lora_lab.finetune.sql import Failure, open_database, run_query, same_result
+from lora_lab.finetune.text_to_sql.answers import extract_query
 from lora_lab.finetune.text_to_sql.databases import database_scripts
 from lora_lab.finetune.text_to_sql.domains import DOMAINS, Domain
 from lora_lab.finetune.text_to_sql.queries import KINDS, Query, all_queries
-from lora_lab.finetune.text_to_sql.questions import phrasings, question
+from lora_lab.finetune.text_to_sql.questions import question, sentences
 
-__all__ = ["SPLITS", "SYSTEM", "Example", "Score", "TextToSQL", "extract_query"]
+__all__ = ["SPLITS", "SYSTEM", "Example", "Score", "TextToSQL"]
 
 SYSTEM = "Answer with one SQLite query."
 
@@ -66,31 +66,35 @@ class Score:
 
 
 class TextToSQL:
-    """Questions about small tables, answered in SQL: right is what returns the same rows as the gold query.
-
-    Args:
-        seed: decides which domains are held out and which gold queries each split gets.
-    """
+    """Questions about small tables, answered in SQL: right is what returns the same rows as the gold query."""
 
     def __init__(self, seed: int = 0) -> None:
+        """Fix the splits.
+
+        Args:
+            seed: decides which domains are held out, and which gold queries each split gets.
+
+        Raises:
+            TypeError: the seed is not an integer.
+        """
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"seed must be an integer, got {seed!r}")
         self.seed = seed
 
     def train(self, count: int) -> list[Example]:
-        """Give the first `count` training examples, the kinds in turn; a small training set is the start of a large one."""
+        """Give the first `count` training examples, the kinds in turn: a small training set begins a large one."""
         return self._first(count, "train")
 
     def validation(self, count: int) -> list[Example]:
-        """Give the first `count` examples to choose a model by: as in training, with gold queries of their own."""
+        """Give the first `count` examples to choose a model by: as in training, but with gold queries of their own."""
         return self._first(count, "validation")
 
     def test(self, split: str, count: int) -> list[Example]:
         """Give the first `count` examples of a test split, the kinds in turn.
 
         Args:
-            split: "questions": tables and phrasings of the training set, and gold queries that are not in it;
-                "schemas": tables that are not in the training set, and its phrasings;
+            split: "questions": the tables and phrasings of the training set, gold queries that are not in it;
+                "schemas": tables that are not in the training set, its phrasings;
                 "phrasings": sentences and words that are not in the training set, its tables, other gold queries.
             count: at most `capacity(split)`.
 
@@ -102,14 +106,12 @@ class TextToSQL:
         return self._first(count, split)
 
     def capacity(self, split: str) -> int:
-        """Give the number of different examples, equally many of each kind, in a split ("train" and "validation" too)."""
+        """Give the number of examples, equally many of each kind, in a split, also in "train" and "validation"."""
         if split not in self._pools:
             raise ValueError(f"split must be one of {', '.join(self._pools)}, got {split!r}")
         held_out = split == "phrasings"
-        ways = {
-            kind: len(pool) * len(phrasings(pool[0], held_out=held_out)) for kind, pool in self._pools[split].items()
-        }
-        return len(KINDS) * min(ways.values())
+        pools = self._pools[split].values()
+        return len(KINDS) * min(len(pool) * len(sentences(pool[0], held_out=held_out)) for pool in pools)
 
     def messages(self, example: Example, shots: Sequence[Example] = ()) -> list[dict[str, str]]:
         """Give the conversation up to the question, as chat messages; what should come next is `example.query`.
@@ -142,19 +144,19 @@ class TextToSQL:
 
     def _first(self, count: int, split: str) -> list[Example]:
         """Give the first examples of a split, the kinds in turn."""
-        if not 1 <= count <= self.capacity(split):
+        if count not in range(1, self.capacity(split) + 1):
             raise ValueError(f"count must be from 1 to {self.capacity(split)} for {split!r}, got {count}")
         return [self._example(split, KINDS[i % len(KINDS)], i // len(KINDS)) for i in range(count)]
 
     def _example(self, split: str, kind: str, number: int) -> Example:
-        """Give an example: every gold query of the pool in one phrasing, then each in its next phrasing, and so on."""
+        """Give an example: every gold query of the pool in one sentence, then each in its next sentence, and so on."""
         pool = self._pools[split][kind]
         lap, place = divmod(number, len(pool))
         query = pool[place]
-        ways = phrasings(query, held_out=split == "phrasings")
-        phrasing = ways[(self._digest(f"phrasing of {query.sql}") + lap) % len(ways)]
+        choice = self._digest(f"phrasing of {query.sql}") + lap
+        asked = question(query, choice, held_out=split == "phrasings")
         schema = "\n".join(table.schema for table in query.domain)
-        return Example(question(query, phrasing), schema, query.sql, kind, split, query)
+        return Example(asked, schema, query.sql, kind, split, query)
 
     @cached_property
     def _pools(self) -> dict[str, dict[str, list[Query]]]:
@@ -193,20 +195,3 @@ class TextToSQL:
 def _user(example: Example) -> dict[str, str]:
     """Give the message that asks a question."""
     return {"role": "user", "content": f"{example.schema}\n{example.question}"}
-
-
-def extract_query(answer: str) -> str:
-    """Read the query out of an answer, so that a model is not marked down for what it writes around it.
-
-    The query begins at the first SELECT (or WITH name AS), in capitals if there is one in capitals: whatever stands before, such
-    as "SQL:", a sentence or the opening of a code fence, is dropped. It ends before the first semicolon outside quotes, blank
-    line or backtick, or with the answer. An answer without a SELECT gives "".
-    """
-    start = re.search(r"\bSELECT\b|\bWITH\s+\w+\s+AS\b", answer) or re.search(
-        r"(?i)\bselect\b|\bwith\s+\w+\s+as\b", answer
-    )
-    if not start:
-        return ""
-    text = answer[start.start() :]
-    end = re.match(r"""(?:'[^']*'|"[^"]*"|(?!\n\s*\n)[^;`'"])*""", text)
-    return (end.group() if end else text).strip()

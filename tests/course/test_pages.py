@@ -1,0 +1,126 @@
+"""A page shows all that its notebook has, on any screen, without a network and without a script."""
+
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+
+from lora_lab.course.pages import title, to_mathml, write_page
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, in order, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name):
+        """Give the attributes of every tag of that name."""
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Give the page of a notebook with this text, between two other notebooks."""
+
+    def page(text, *cells):
+        sources = {"00_a": "# First & foremost", "01_b": f"# Try `it` on $W$\n\n{text}", "02_c": "# Last"}
+        for name, source in sources.items():
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source), *cells])
+            nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        course = sorted(tmp_path.glob("*.ipynb"))
+        notebook = nbformat.read(course[1], as_version=4)
+        return Tags(write_page(notebook, course[1], course, tmp_path / "pages").read_text(encoding="utf-8"))
+
+    return page
+
+
+def test_page_needs_no_network_and_no_script(page):
+    tags = page("$x$")
+    assert not tags.all("script")
+    assert not tags.all("link")
+    for _, attributes in tags.tags:
+        for value in (attributes.get("src"), attributes.get("href")):
+            assert not (value or "").startswith(("http", "//"))
+
+
+def test_page_fits_a_phone_and_names_its_language(page):
+    tags = page("text")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in tags.all("meta")
+    assert tags.all("html") == [{"lang": "en"}]
+    assert "Try it on W · LoRA Lab" in tags.text
+
+
+def test_page_links_to_its_neighbours_and_the_index(page):
+    tags = page("text")
+    assert {"rel": "prev", "href": "00_a.html"} in tags.all("a")
+    assert {"rel": "next", "href": "02_c.html"} in tags.all("a")
+    assert {"href": "index.html"} in tags.all("a")
+    assert "← First & foremost" in tags.text
+
+
+def test_link_to_a_notebook_becomes_a_link_to_its_page(page):
+    tags = page("[back](00_a.ipynb), [a part](00_a.ipynb#part), [afar](https://example.org/x.ipynb)")
+    links = [attributes["href"] for attributes in tags.all("a")]
+    assert {"00_a.html", "00_a.html#part", "https://example.org/x.ipynb"} <= set(links)
+
+
+def test_figure_has_its_sentence(page):
+    display = nbformat.v4.new_output(
+        "display_data",
+        {"image/png": PIXEL, "text/plain": "Rank 1 is enough."},
+        metadata={"image/png": {"alt": "Rank 1 is enough.", "width": 614}},
+    )
+    [image] = page("text", nbformat.v4.new_code_cell("show()", outputs=[display], execution_count=1)).all("img")
+    assert (image["alt"], image["width"]) == ("Rank 1 is enough.", "614")
+    assert image["src"] == f"data:image/png;base64,{PIXEL}"
+
+
+def test_formulas_become_mathml(page):
+    tags = page("Inline $W_r$, and\n\n$$W = BA$$\n\n\\begin{align}a &= b\\end{align}\n\nIt costs \\$5 and `$x$`.")
+    assert [attributes["display"] for attributes in tags.all("math")] == ["inline", "block", "block"]
+    assert "It costs $5 and $x$." in tags.text
+    assert "$$" not in tags.text
+
+
+FORMULAS = [
+    r"W + \frac{\alpha}{r} B A",
+    r"\lVert W - W_r \rVert_F^2 = \sum_{i > r} \sigma_i^2",
+    r"W \in \mathbb{R}^{m \times n}",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+    r"U \Sigma V^\top \approx \hat{W} \quad \text{for } r \ll \min(m, n)",
+    r"\underbrace{9 \cdot 9}_{81}",
+]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_mathml_is_read_and_leaves_no_tex(formula):
+    root = ET.fromstring(to_mathml(formula))
+    assert root.tag == "{http://www.w3.org/1998/Math/MathML}math"
+    assert "\\" not in "".join(root.itertext())
+
+
+@pytest.mark.parametrize(
+    ("formula", "reason"),
+    [(r"\left( x", "ExtraLeftOrMissingRightError"), (r"\nosuch{x}", r"\\nosuch is no command that a page can draw")],
+)
+def test_unreadable_formula_is_an_error_that_shows_it(page, formula, reason):
+    with pytest.raises(ValueError, match=rf"cannot read the formula '.*x}}?': {reason}"):
+        page(f"${formula}$")
+
+
+def test_title_is_asked_for(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text")]), tmp_path / "00_a.ipynb")
+    with pytest.raises(ValueError, match=r"00_a\.ipynb has no title"):
+        title(tmp_path / "00_a.ipynb")

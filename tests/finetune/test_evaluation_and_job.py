@@ -1,0 +1,143 @@
+"""A score is what the task says of the answers; the job leaves everything behind that it measured."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_lab.finetune import Answered, Evaluation, TextToSQL, ask, evaluate, generate, job
+from lora_lab.finetune.text_to_sql import SPLITS
+from tests.finetune.conftest import tiny_lora, tiny_model
+
+TASK = TextToSQL(seed=0)
+
+
+def evaluation(correct: int, total: int) -> Evaluation:
+    examples = TASK.test("questions", total)
+    return Evaluation(tuple(Answered(one, "", i < correct, "") for i, one in enumerate(examples)))
+
+
+def test_the_score_is_what_the_task_says_of_each_answer(tokenizer, monkeypatch):
+    """The answers are put in place of the model's: gold, gold, a query that is wrong, and chatter."""
+    from lora_lab.finetune import evaluation as module
+
+    examples = TASK.test("questions", 4)
+    said = [examples[0].query, f"Sure:\n```sql\n{examples[1].query}\n```", "SELECT 1", "I do not know."]
+    monkeypatch.setattr(module, "generate", lambda *_, **__: said)
+    result = evaluate(tiny_model(), tokenizer, TASK, examples)
+    assert [one.correct for one in result.answered] == [True, True, False, False]
+    assert (result.correct, result.total, result.score) == (2, 4, 0.5)
+    assert [one.answer for one in result.answered] == said
+    assert sum(asked for _, asked in result.by_kind().values()) == 4
+
+
+def test_the_interval_is_wilsons():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    for correct, total in ((0, 20), (7, 20), (20, 20)):
+        theirs = scipy_stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+        assert evaluation(correct, total).interval == pytest.approx((theirs.low, theirs.high), abs=1e-4)
+
+
+def test_an_empty_test_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="examples: got none"):
+        evaluate(tiny_model(), tokenizer, TASK, [])
+
+
+def test_shots_stand_in_the_prompt(tokenizer, monkeypatch):
+    from lora_lab.finetune import evaluation as module
+
+    seen = []
+    monkeypatch.setattr(
+        module, "generate", lambda model, tok, prompts, **_: seen.extend(prompts) or [""] * len(prompts)
+    )
+    shots = TASK.train(2)
+    evaluate(tiny_model(), tokenizer, TASK, TASK.test("questions", 1), shots=shots)
+    text = tokenizer.decode(seen[0])
+    assert all(shot.question in text and shot.query in text for shot in shots)
+
+
+def test_answers_are_those_of_the_likeliest_token_in_the_order_of_the_prompts(tokenizer):
+    """The oracle takes one prompt at a time, without a cache or padding."""
+    model = tiny_model()
+    prompts = [tokenizer(text).input_ids for text in ("abcdefgh", "xy", "hello there", "q")]
+    expected = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(6):
+            following = model(torch.tensor([tokens])).logits[0, -1].argmax().item()
+            tokens.append(following)
+            if following == tokenizer.eos_token_id:
+                break
+        expected.append(tokenizer.decode(tokens[len(prompt) :], skip_special_tokens=True).strip())
+    found = generate(model, tokenizer, prompts, batch_size=3, max_new_tokens=6, progress=False)
+    assert found == expected
+    assert len(set(found)) > 1
+
+
+def test_a_model_in_training_mode_answers_in_evaluation_mode_and_comes_back(tokenizer):
+    model = tiny_lora(dropout=0.9)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.lora_B.normal_()
+    quiet = ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8)
+    model.train()
+    assert ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8) == quiet
+    assert model.training
+
+
+# --- the job
+
+
+@pytest.fixture
+def small(tmp_path, tokenizer):
+    """A job on a model folder of a few thousand weights."""
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return job.Job(
+        output=tmp_path / "run", model=str(folder), source="folder", device="cpu", dtype="float32",
+        rank=2, alpha=4, examples=16, test=8, shots=1,
+    )  # fmt: skip
+
+
+def test_a_job_leaves_adapter_checkpoint_and_metrics(small):
+    result = job.run(small, progress=False)
+    tensors = load_file(small.output / "adapter" / "adapter_model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values()) == result.trainable
+    assert (small.output / "checkpoint.safetensors").exists()
+    metrics = json.loads((small.output / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["job"]["rank"] == 2
+    assert metrics["history"]["losses"] == result.history.losses
+    assert list(metrics["scores"]) == ["untouched", "untouched, 1 examples in the prompt", "after LoRA"]
+    for by_split in metrics["scores"].values():
+        assert list(by_split) == list(SPLITS)
+        assert all(score["total"] == 8 for score in by_split.values())
+    assert "after LoRA" in job.summary(result)
+    assert str(small.output.parent) not in (small.output / "metrics.json").read_text(encoding="utf-8").replace(
+        small.model, ""
+    )
+
+
+def test_the_same_job_again_goes_on_and_another_is_refused(small):
+    first = job.run(small, progress=False)
+    again = job.run(small, progress=False)
+    assert again.history == first.history
+    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+        job.run(job.Job(**{**vars(small), "learning_rate": 1e-4}), progress=False)
+
+
+def test_every_field_of_a_job_is_an_option_with_the_same_default():
+    parser = argparse.ArgumentParser()
+    job.add_arguments(parser)
+    assert job.from_arguments(parser.parse_args([])) == job.Job()
+    options = ["--rank", "4", "--targets", "q_proj", "k_proj", "--no-baselines", "--alpha", "2.5", "--device", "cpu"]
+    chosen = job.from_arguments(parser.parse_args(options))
+    assert chosen == job.Job(rank=4, targets=("q_proj", "k_proj"), baselines=False, alpha=2.5, device="cpu")
+    assert "rank of each update" in parser.format_help()
+
+
+def test_an_unknown_type_is_refused_before_anything_is_loaded(small):
+    with pytest.raises(ValueError, match="dtype: got 'float8', takes one of float32, bfloat16"):
+        job.run(job.Job(**{**vars(small), "dtype": "float8"}), progress=False)

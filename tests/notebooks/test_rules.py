@@ -1,0 +1,162 @@
+"""Every notebook keeps every rule, and every rule can be broken."""
+
+import copy
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from rules import PACKAGE, RULES
+
+from lora_lab.course.notebooks import KERNELSPEC, LANGUAGE, WIDGET_TYPE, notebooks
+
+NOTEBOOKS = notebooks()
+OPENING = "# 77 · Try it\n\n**You will be able to**\n- try\n\n**You need** nothing.\n\n**Time:** 5 minutes."
+CLOSING = "## Summary\n\n## Exercises\n\n## Sources\n\n- C. Eckart and G. Young (1936)."
+SENTENCE = "Rank 1 is enough."
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_rule(path, rule):
+    assert rule(nbformat.read(path, as_version=4)) == []
+
+
+@pytest.fixture
+def good():
+    """Give a small notebook that keeps every rule."""
+    picture = {"image/png": "iVBORw0KGgo=", "text/plain": SENTENCE}
+    figure = new_output("display_data", picture, metadata={"image/png": {"alt": SENTENCE, "width": 614}})
+    said = new_output("stream", name="stdout", text="numbers: 18 of 81, at 9:1\nlast step: 0.34 %\n")
+    cells = [
+        new_markdown_cell(OPENING, id="title"),
+        new_markdown_cell("**Predict:** how many? 1/2 or 2/tmp?", id="predict"),
+        new_code_cell("x = 1\ny = 2\nprint(x, y)", id="print", outputs=[said], execution_count=1),
+        new_code_cell("x = 1\ny = 2\nshow(x, y)", id="draw-2", outputs=[figure], execution_count=2),
+        new_code_cell("\n", id="empty"),
+        new_markdown_cell(CLOSING, id="closing"),
+    ]
+    return new_notebook(cells=cells, metadata={"kernelspec": dict(KERNELSPEC), "language_info": dict(LANGUAGE)})
+
+
+def test_good_notebook_keeps_every_rule(good):
+    assert {rule.__name__: rule(good) for rule in RULES} == {rule.__name__: [] for rule in RULES}
+
+
+def printing(text):
+    """Give a change of a notebook: its first code cell prints something else."""
+    return lambda notebook: notebook.cells[2].outputs[0].update(text=text)
+
+
+def writing(source, place=2):
+    """Give a change of a notebook: the source of a cell."""
+    return lambda notebook: notebook.cells[place].update(source=source)
+
+
+def showing(**changes):
+    """Give a change of a notebook: what its figure carries, where None takes something away."""
+
+    def change(notebook):
+        output = notebook.cells[3].outputs[0]
+        output.data["text/plain"] = changes.get("text", SENTENCE)
+        output.metadata["image/png"]["alt"] = changes.get("alt", SENTENCE)
+
+    return change
+
+
+WIDGET = new_output("display_data", {WIDGET_TYPE: {"model_id": "1"}, "text/plain": "0%"})
+ERROR = new_output("error", ename="ValueError", evalue="", traceback=[])
+WARNING = new_output("stream", name="stderr", text="UserWarning")
+
+BROKEN = {
+    "cells_are_counted": [
+        lambda notebook: notebook.cells[3].update(execution_count=3),
+        lambda notebook: notebook.cells[2].update(execution_count=None),
+    ],
+    "outputs_are_quiet": [
+        lambda notebook: notebook.cells[2].outputs.append(ERROR),
+        lambda notebook: notebook.cells[2].outputs.append(WARNING),
+    ],
+    "nothing_is_of_one_machine": [
+        printing("saved in /home/ada/adapter"),
+        printing(r"saved in C:\Users\ada"),
+        writing("folder = '/tmp/adapter'"),
+        showing(text="It is in /root/x.png."),
+    ],
+    "outputs_stay_the_same": [
+        printing("took 3.2 s"),
+        printing("12 it/s"),
+        printing("1,024 tokens/s"),
+        printing("2026-11-23"),
+        printing("00:01<00:02"),
+        printing("<object at 0x7f00>"),
+    ],
+    "figures_have_a_sentence": [
+        showing(alt=""),
+        showing(alt="Rank 2 is enough."),
+        showing(alt="figure", text="figure"),
+        writing("![](picture.png)", place=1),
+    ],
+    "no_widget_is_stored": [
+        lambda notebook: notebook.metadata.update(widgets={}),
+        lambda notebook: notebook.cells[2].outputs.append(WIDGET),
+    ],
+    "metadata_is_plain": [
+        lambda notebook: notebook.metadata.kernelspec.update(name="my-env"),
+        lambda notebook: notebook.metadata.language_info.update(version="3.11.7"),
+        lambda notebook: notebook.cells[2].metadata.update(execution={}),
+    ],
+    "cells_have_names": [
+        lambda notebook: notebook.cells[2].update(id="title"),
+        lambda notebook: notebook.cells[2].update(id="1f2e3d4c"),
+    ],
+    "package_is_not_written_again": [
+        writing("def truncated_svd(W, rank):\n    return W"),
+        writing("class LoRALinear:\n    pass"),
+        writing("if True:\n    def check():\n        pass"),
+    ],
+    "no_cell_ends_with_a_semicolon": [writing("x = 1\ny = 2\nx;"), writing("x = 1\ny = 2\nx; \n")],
+    "cells_are_short": [
+        writing("\n".join(["x = 1"] * 21)),
+        lambda notebook: [cell.update(source="x = 1") for cell in notebook.cells[2:4]],
+        lambda notebook: [cell.update(source="x = 1\n" * 7) for cell in notebook.cells[2:4]],
+    ],
+    "opens_with_its_aims": [
+        writing(OPENING.replace("# 77 · Try it", "# Try it"), place=0),
+        writing(OPENING.replace("**You will be able to**", ""), place=0),
+        writing(OPENING.replace("**You need**", "You need"), place=0),
+        writing(OPENING.replace("5 minutes", "soon"), place=0),
+        lambda notebook: notebook.cells.insert(0, new_code_cell("x = 1")),
+    ],
+    "asks_for_a_prediction": [writing("Predict nothing.", place=1)],
+    "closes_with_exercises_and_sources": [
+        writing(CLOSING.replace("## Sources", "## More"), place=5),
+        writing(CLOSING + "\n\n## Appendix", place=5),
+    ],
+    "every_exercise_is_asked": [
+        writing('check("77.nothing", ...)'),
+        writing(OPENING.replace("# 77", "# 00"), place=0),
+        lambda notebook: notebook.cells[2].update(source='check("00.numbers", 45)'),
+    ],
+}
+
+
+def test_every_rule_has_notebooks_that_break_it():
+    assert list(BROKEN) == [rule.__name__ for rule in RULES]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_can_be_broken(good, rule):
+    for change in BROKEN[rule.__name__]:
+        notebook = copy.deepcopy(good)
+        change(notebook)
+        assert rule(notebook), "the notebook breaks the rule, and nothing is said"
+
+
+def test_live_cell_may_tell_the_time(good):
+    good.cells[2].metadata["tags"] = ["nbval-ignore-output"]
+    printing("took 3.2 s")(good)
+    assert [rule.__name__ for rule in RULES if rule(good)] == []
+
+
+def test_public_names_are_known():
+    assert {"truncated_svd", "LoRALinear", "attach", "show", "check", "canvas", "train"} <= set(PACKAGE)

@@ -1,0 +1,102 @@
+"""What README.md and data/README.md say can be done, can be done; what they point to is there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lora_lab.finetune
+from lora_lab import assets
+from lora_lab.course.notebooks import notebooks
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA_README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+class Letters:
+    """A tokenizer of 128 tokens, one a character."""
+
+    eos_token_id = 0
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+    def encode(self, text, add_special_tokens):
+        return list(text.encode("ascii"))
+
+
+def tiny_model():
+    """Give a Llama of two layers with random weights, the same ones every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=128, tie_word_embeddings=True, **shape)).eval()
+    model.name_or_path = "tiny"
+    return model
+
+
+def test_quickstart_trains_an_adapter_that_peft_loads(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lora_lab.finetune, "load_model", tiny_model)
+    monkeypatch.setattr(lora_lab.finetune, "load_tokenizer", Letters)
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert sorted(path.name for path in Path("singer-adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert names["history"].losses[-1] < names["history"].losses[0]
+    tokens = torch.tensor([names["examples"][0].tokens])
+    with torch.no_grad():
+        ours, theirs, untrained = (m(tokens).logits for m in (names["model"], names["tuned"], tiny_model()))
+    torch.testing.assert_close(theirs, ours)
+    assert not torch.allclose(theirs, untrained)
+
+
+def test_notebooks_of_the_readme_are_the_notebooks():
+    assert re.findall(r"\]\(notebooks/(.+?\.ipynb)\)", README) == [path.name for path in notebooks()]
+
+
+@pytest.mark.parametrize("text", [README, DATA_README], ids=["README", "data/README"])
+def test_links_lead_to_files(text):
+    for target in re.findall(r"\]\((?!http)(.+?)\)", text):
+        assert (ROOT / target).is_file(), target
+
+
+def test_every_stored_file_is_explained():
+    stored = [p.relative_to(ROOT / "data").as_posix() for p in (ROOT / "data").rglob("*") if p.is_file()]
+    explained = re.findall(r"^## (.+)$", DATA_README, re.M)
+    assert sorted(explained) == sorted(name for name in stored if name != "README.md")
+
+
+def test_figure_is_what_its_command_draws(tmp_path):
+    (tmp_path / "data" / "figures").mkdir(parents=True)
+    [command] = re.findall(r"^```\npython (.+)\n```", DATA_README, re.M)
+    subprocess.run([sys.executable, *shlex.split(command)], cwd=tmp_path, check=True)
+    new, stored = (matplotlib.image.imread(place / "data/figures/factorization.png") for place in (tmp_path, ROOT))
+    assert new.shape == stored.shape
+    assert np.abs(new - stored).mean() < 0.002, "letters may differ by a shade from machine to machine, the figure not"
+
+
+def test_figure_has_its_sentence_in_both_places():
+    [(sentence, _)] = re.findall(r"!\[(.+?)\]\((.+?)\)", README)
+    assert sentence.startswith("The 9 × 9 multiplication table, 81 numbers, is a 9 × 1 column times a 1 × 9 row, 18")
+    assert sentence.removeprefix("The ") in DATA_README.replace("\n", " ")
+
+
+def test_licence_and_rounding_of_the_model_are_told():
+    asset = assets.ASSETS["smollm2-135m-instruct"]
+    assert f"SmolLM2-135M-Instruct has the {asset.licence} licence" in README
+    assert "Q4_1" in asset.purpose
+    assert "rounded to 4 bits (Q4_1)" in README
