@@ -44,6 +44,7 @@ def _is_for_the_user(error: Exception) -> bool:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """Build the parser; ``finetune`` has its options beside its job, which loads PyTorch, so only when asked for."""
     parser = argparse.ArgumentParser(prog="lora-lab", description="The course on low-rank factorization and LoRA.")
+    parser.set_defaults(arguments=arguments)
     parser.add_argument("--version", action="version", version=f"lora-lab {lora_lab.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -145,7 +146,7 @@ def _experiment(options: argparse.Namespace) -> int:
     from lora_lab.course.experiments import run_rank_sweep
 
     names = ("ranks", "seeds", "examples", "epochs", "learning_rate", "test")
-    command = shlex.join(["lora-lab", *sys.argv[1:]])
+    command = shlex.join(["lora-lab", *options.arguments])
     print(run_rank_sweep(options.name, command, **{name: getattr(options, name) for name in names}))
     return 0
 

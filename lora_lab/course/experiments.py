@@ -71,7 +71,8 @@ def rank_sweep(
             if any((run["rank"], run["seed"]) == (rank, seed) for run in runs):
                 continue
             attach(model, LoRAConfig(rank=rank, alpha=2 * rank), generator=torch.Generator().manual_seed(seed))
-            history = train(model, encoded, Settings(epochs=epochs, learning_rate=learning_rate, seed=seed), progress=progress)
+            settings = Settings(epochs=epochs, learning_rate=learning_rate, seed=seed)
+            history = train(model, encoded, settings, progress=progress)
             questions = {split: task.test(split, test) for split in SPLITS}
             scores = {split: evaluate(model, tokenizer, task, questions[split], progress=progress) for split in SPLITS}
             last = history.losses[-10:]

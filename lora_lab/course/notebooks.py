@@ -90,6 +90,7 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
 
     Raises:
         NotebookError: a cell failed, took too long, or took the kernel down.
+        KeyboardInterrupt: somebody pressed Control-C; the kernel is stopped first.
     """
     import nbformat
     from nbclient import NotebookClient
@@ -116,7 +117,9 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
         except CellTimeoutError:
             reason = f"it took longer than {timeout:g} seconds"
         except DeadKernelError:
-            reason = "its kernel stopped: it was interrupted, or memory ran out"
+            reason = "its kernel stopped; perhaps memory ran out"
+        except AssertionError:  # nbclient took Control-C as its own, stopped the kernel, and stumbles over its absence
+            raise KeyboardInterrupt from None
         else:
             return normal_form(notebook)
     raise NotebookError(f"{path.name}, cell {client.code_cells_executed}: {reason}")

@@ -46,20 +46,30 @@ def write_page(notebook: NotebookNode, path: Path, course: Sequence[Path], folde
 
 
 def write_index(course: Sequence[Path], folder: Path) -> None:
-    """Write ``index.html``, which lists the pages of these notebooks by number and title."""
-    rows = [f'<li value="{int(p.stem[:2])}"><a href="{p.stem}.html">{escape(title(p))}</a></li>' for p in course]
-    body = f"<h1>{COURSE}</h1>\n<ol>\n" + "\n".join(rows) + "\n</ol>"
+    """Write ``index.html``: for each of these notebooks a link to its page, and what its first cell promises."""
+    lessons = [f'<h2><a href="{p.stem}.html">{escape(title(p))}</a></h2>\n{_to_html(_opening(p)[1])}' for p in course]
+    body = "\n".join([f"<h1>{COURSE}</h1>", "<p>The lessons, as they ran on this machine.</p>", *lessons])
     _write(folder / "index.html", title=COURSE, links="", body=body)
 
 
 def title(path: Path) -> str:
-    """Give the title of a notebook: its first heading, as plain text."""
+    """Give the title of a notebook, the first line of its first cell, as plain text.
+
+    Raises:
+        ValueError: that line is no heading.
+    """
+    return re.sub(r"[`*$]", "", _opening(path)[0])
+
+
+def _opening(path: Path) -> tuple[str, str]:
+    """Give the first heading of a notebook and the text below it in the same cell."""
     import nbformat
 
-    for cell in nbformat.read(path, as_version=4).cells:
-        if heading := re.match(r"#\s+(.+)", cell.source):
-            return re.sub(r"[`*$]", "", heading[1]).strip()
-    raise ValueError(f"{path.name} has no title: its first cell takes a heading, '# ...'")
+    first = nbformat.read(path, as_version=4).cells[0]
+    heading = re.match(r"#[ ]+(.+)\n*", first.source)
+    if first.cell_type != "markdown" or heading is None:
+        raise ValueError(f"{path.name} has no title: its first cell takes a heading, '# ...'")
+    return heading[1].strip(), first.source[heading.end() :]
 
 
 def to_mathml(formula: str, display: str = "inline") -> str:
@@ -81,8 +91,16 @@ def to_mathml(formula: str, display: str = "inline") -> str:
 
 @functools.cache
 def _exporter() -> HTMLExporter:
-    """Give the converter of notebooks: nbconvert's, with formulas as MathML and links that lead to pages."""
+    """Give nbconvert's converter of notebooks, with our reading of text cells."""
     from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic")
+    exporter.register_filter("markdown2html", _to_html)
+    return exporter
+
+
+def _to_html(text: str) -> str:
+    """Give the HTML of a text cell: formulas as MathML, links to notebooks as links to pages."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
@@ -98,12 +116,7 @@ def _exporter() -> HTMLExporter:
         def link(self, text: str, url: str, title: str | None = None) -> str:
             return super().link(text, re.sub(r"^([\w-]+)\.ipynb\b", r"\1.html", url), title)
 
-    def to_html(source: str) -> str:
-        return MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
-
-    exporter = HTMLExporter(template_name="basic")
-    exporter.register_filter("markdown2html", to_html)
-    return exporter
+    return MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
 
 
 def _write(path: Path, **parts: Any) -> None:

@@ -1,9 +1,13 @@
 """Notebooks run in this Python, from top to bottom, stop at the first error, and are stored as the same bytes."""
 
 import json
+import signal
+import subprocess
 import sys
+import time
 
 import nbformat
+import psutil
 import pytest
 
 from lora_lab.course.notebooks import NotebookError, execute, is_live, normal_form, notebooks, run
@@ -121,6 +125,22 @@ def test_failing_cell_is_named_in_one_line(write, capsys, tmp_path, source, reas
 def test_error_carries_the_same_line(write):
     with pytest.raises(NotebookError, match=r"^00_a\.ipynb, cell 1: NameError: name 'missing' is not defined$"):
         execute(write("00_a.ipynb", "missing"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nbclient handles Control-C itself on POSIX systems only")
+def test_control_c_stops_the_run_and_its_kernel(write, tmp_path):
+    path = write(
+        "00_a.ipynb", "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    )
+    code = f"from lora_lab.course.notebooks import run; run([{str(path)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_run_writes_pages_and_leaves_the_notebooks_alone(write, tmp_path, capsys):

@@ -120,7 +120,17 @@ def test_unreadable_formula_is_an_error_that_shows_it(page, formula, reason):
         page(f"${formula}$")
 
 
-def test_title_is_asked_for(tmp_path):
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text")]), tmp_path / "00_a.ipynb")
+def test_index_tells_what_each_notebook_promises(page, tmp_path):
+    page("**You will be able to**\n\n- write $W$ as [two](02_c.ipynb) factors")
+    index = Tags((tmp_path / "pages" / "index.html").read_text(encoding="utf-8"))
+    assert [attributes.get("href") for attributes in index.all("a")] == ["01_b.html", "02_c.html"]
+    assert "Try it on W" in index.text
+    assert "You will be able to" in index.text
+    assert index.all("math")
+
+
+@pytest.mark.parametrize("first", [nbformat.v4.new_markdown_cell("text"), nbformat.v4.new_code_cell("# no title")])
+def test_title_is_asked_for(tmp_path, first):
+    nbformat.write(nbformat.v4.new_notebook(cells=[first]), tmp_path / "00_a.ipynb")
     with pytest.raises(ValueError, match=r"00_a\.ipynb has no title"):
         title(tmp_path / "00_a.ipynb")

@@ -49,9 +49,12 @@ def test_shots_stand_in_the_prompt(tokenizer, monkeypatch):
     from lora_lab.finetune import evaluation as module
 
     seen = []
-    monkeypatch.setattr(
-        module, "generate", lambda model, tok, prompts, **_: seen.extend(prompts) or [""] * len(prompts)
-    )
+
+    def remember(model, tokenizer, prompts, **options):
+        seen.extend(prompts)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(module, "generate", remember)
     shots = TASK.train(2)
     evaluate(tiny_model(), tokenizer, TASK, TASK.test("questions", 1), shots=shots)
     text = tokenizer.decode(seen[0])
