@@ -66,7 +66,7 @@ def load_model(
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(_location(name, source), dtype=dtype)
     if source == "package":
-        model.config._name_or_path = MODELS[str(name)].hub_name
+        model.name_or_path = model.config._name_or_path = MODELS[str(name)].hub_name
     return model.to(device).eval()
 
 

@@ -3,6 +3,8 @@
 These tests load the real model: the first run on a machine fetches 93 MB.
 """
 
+import json
+
 import gguf
 import pytest
 import torch
@@ -31,7 +33,7 @@ def test_the_packaged_model_is_smollm2_with_one_tensor_for_embedding_and_head(re
     assert real_model.get_input_embeddings().weight is real_model.get_output_embeddings().weight
     assert not real_model.training
     assert not hasattr(real_model.config, "quantization_config")
-    assert real_model.config._name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert real_model.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def test_its_weights_are_those_of_the_file_dequantized_and_rounded_to_bfloat16(real_model):
@@ -81,6 +83,8 @@ def test_an_adapter_trained_on_it_gives_the_same_logits_in_peft(real_model, real
     history = train(model, examples, Settings(epochs=3, batch_size=8, warmup=0), progress=False)
     assert history.losses[-1] < history.losses[0]
     save_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
     theirs = peft.PeftModel.from_pretrained(real_model, tmp_path)
     tokens = torch.tensor([examples[0].tokens])

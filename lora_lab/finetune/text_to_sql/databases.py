@@ -52,7 +52,7 @@ def _fill(query: Query, index: int) -> dict[str, list[Row]]:
     for table in query.domain:
         rows: list[Row] = [{} for _ in range(_row_count(query, table, index))]
         for column in table.columns:
-            _set(rows, column, _values(column, index, len(rows), rng))
+            _set(rows, column, _values(column, len(rows), rng))
         if table.parent:
             _set(rows, table.columns[-1], _parents([row["id"] for row in rows_of[table.parent]], len(rows), rng))
         rows_of[table.name] = rows
@@ -92,12 +92,11 @@ def _group_sizes(value: float) -> list[int]:
     return [int(value) + more for more in (-1, 0, 1, 2)]
 
 
-def _values(column: Column, index: int, count: int, rng: random.Random) -> Sequence[Value]:
+def _values(column: Column, count: int, rng: random.Random) -> Sequence[Value]:
     """Give values for a column that no clause is about: few different ones, so that they repeat."""
     if column.role == "key":
         return _sample(range(1, 100), count, rng)
-    different = {"text": 4, "number": 6, "label": 12 if index % 2 == 0 else 2}[column.role]
-    some = _sample(column.values, different, rng)
+    some = _sample(column.values, 6 if column.role == "number" else 4, rng)
     return [_pick(some, rng) for _ in range(count)]
 
 

@@ -1,0 +1,41 @@
+"""The figures of a fine-tune draw the numbers they are given."""
+
+import pytest
+
+from lora_lab.course.training_figures import rank_figure, score_bars, training_curve
+from lora_lab.finetune import Answered, Evaluation, History, TextToSQL
+
+EXAMPLES = TextToSQL(seed=0).test("questions", 8)
+
+
+def evaluation(correct: int) -> Evaluation:
+    return Evaluation(tuple(Answered(one, "", i < correct, "") for i, one in enumerate(EXAMPLES)))
+
+
+def test_the_curve_draws_every_step_its_mean_and_the_validation():
+    history = History(losses=[4.0, 2.0, 1.0], validation=[(2, 1.5)])
+    steps, mean, validation = training_curve(history, window=2).axes[0].lines
+    assert list(steps.get_ydata()) == [4, 2, 1]
+    assert list(mean.get_ydata()) == [4, 3, 1.5]
+    assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([2], [1.5])
+
+
+def test_the_bars_are_percentages_with_their_intervals():
+    scores = {"before": {"a": evaluation(0), "b": evaluation(1)}, "after": {"a": evaluation(8), "b": evaluation(4)}}
+    ax = score_bars(scores).axes[0]
+    assert [bar.get_height() for container in ax.containers[::2] for bar in container] == [0, 12.5, 100, 50]
+    segments = [line for bars in ax.containers[1::2] for line in bars.lines[2][0].get_segments()]
+    low, high = evaluation(1).interval
+    assert segments[1][:, 1] == pytest.approx([100 * low, 100 * high])
+    hatches = {bar.get_hatch() for container in ax.containers[::2] for bar in container}
+    assert len(hatches) == 2  # colour is not the only cue
+
+
+def test_the_rank_figure_draws_the_mean_and_each_seed():
+    runs = [
+        {"rank": rank, "seed": seed, "correct": {"questions": correct}, "test": 10}
+        for rank, seed, correct in ((1, 0, 2), (1, 1, 4), (8, 0, 9), (8, 1, 10))
+    ]
+    lines = rank_figure(runs).axes[0].lines
+    assert (list(lines[0].get_xdata()), list(lines[0].get_ydata())) == ([1, 8], [30, 95])
+    assert [list(line.get_ydata()) for line in lines[1:]] == [[20, 40], [90, 100]]
