@@ -29,6 +29,7 @@ PIN_LINES = [
     if line.strip() and not line.startswith("#")
 ]
 PINS = {canonicalize_name(name): Version(version) for name, version in (line.split("==") for line in PIN_LINES)}
+CLASSROOM = {"alembic", "mako", "nbgrader", "notebook", "rapidfuzz", "sqlalchemy"}  # not in a test environment
 OTHERS = {"appnope", "colorama", "overrides", "pexpect", "ptyprocess", "pywinpty"}  # only some machines ask for them
 
 
@@ -53,6 +54,13 @@ def test_requirement_is_a_range_that_holds_its_pin(requirement):
     assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
 
 
+def is_installed(name):
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 def test_every_package_that_an_installation_brings_is_pinned():
     """Follow the requirements through the installed packages: all that pip takes must have a pin."""
     brought, waiting = set(), [*REQUIREMENTS]
@@ -63,13 +71,15 @@ def test_every_package_that_an_installation_brings_is_pinned():
         if (name, extras) in brought:
             continue
         brought.add((name, extras))
+        if name in CLASSROOM and not is_installed(name):
+            continue
         for line in metadata.requires(name) or ():
             needed = Requirement(line)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ["", *extras]):
                 waiting.append(needed)
     names = {name for name, _ in brought if not name.startswith(("nvidia-", "cuda-", "triton"))}  # torch pins its own
     assert names - set(PINS) == set()
-    assert set(PINS) - names <= OTHERS, "a pin that nothing asks for"
+    assert set(PINS) - names <= OTHERS | CLASSROOM, "a pin that nothing asks for"
 
 
 def test_environment_is_of_conda_forge_and_this_folder():

@@ -247,18 +247,12 @@ def _write(folder: Path, config: bytes, weights: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as place:
-        new_config, new_weights, old_config = (
-            Path(place, name) for name in ("new.json", "new.safetensors", "old.json")
-        )
-        for path, content in ((new_config, config), (new_weights, weights)):
-            with open(path, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        new_config, new_weights, old_config = Path(place, "config"), Path(place, "weights"), Path(place, "old_config")
+        _write_through(new_config, config)
+        _write_through(new_weights, weights)
         if config_path.exists() and config_path.read_bytes() != config:
-            os.replace(
-                config_path, old_config
-            )  # a stop between the moves must not leave new factors with the old scale
+            # Put aside first: a stop between the moves must not leave new factors under the old scale.
+            os.replace(config_path, old_config)
         try:
             os.replace(new_weights, weights_path)
         except BaseException:
@@ -266,3 +260,11 @@ def _write(folder: Path, config: bytes, weights: bytes) -> None:
                 os.replace(old_config, config_path)
             raise
         os.replace(new_config, config_path)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

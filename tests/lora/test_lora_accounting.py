@@ -61,6 +61,12 @@ def test_one_row_for_each_layer(toy):
     assert count.base_bytes == 4 * count.base
 
 
+def test_the_table_joins_layers_whose_whole_component_is_a_number():
+    model = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4), "more": nn.ModuleList([nn.Linear(4, 4)])})
+    lines = str(account(attach(model, LoRAConfig(rank=2, targets=("fc1", "fc2", "0"))))).splitlines()
+    assert [line.split()[:2] for line in lines[1:4]] == [["fc1", "1"], ["fc2", "1"], ["more.*", "1"]]
+
+
 def test_gpt3_by_arithmetic():
     """96 layers of width 12,288, rank 1 on query and value: 4.7 million of 175 billion (Hu et al., 2021, table 4)."""
     layer = LayerAccount("q", 12_288, 12_288, 1, 12_288**2, 2 * 12_288)

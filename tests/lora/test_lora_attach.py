@@ -114,7 +114,8 @@ class TestNumbers:
         assert all(map(torch.equal, first, again))
         assert not any(map(torch.equal, first, other))
         assert all(map(torch.equal, factors(), factors()))
-        assert len({tuple(A.flatten().tolist()) for A in first}) == 4
+        for drawn in (first, factors()):
+            assert len({tuple(A.flatten().tolist()) for A in drawn}) == 4
 
     def test_factors_are_drawn_on_the_generators_device_and_live_on_the_bases(self, toy):
         expected = [layer.lora_A for layer in lora_layers(attach(toy(), TOY)).values()]
