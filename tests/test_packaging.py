@@ -1,5 +1,6 @@
 """pyproject.toml, constraints.txt, environment.yml, the Makefile and the README say the same thing."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -41,6 +42,30 @@ def test_pin_is_one_exact_public_version(line):
 def test_pins_are_told_once_and_in_order():
     names = [canonicalize_name(line.split("==")[0]) for line in PIN_LINES]
     assert names == sorted(set(names))
+
+
+@pytest.mark.parametrize(("folder", "extras"), [("lora_lab", []), ("tests", ["test"])])
+def test_what_is_imported_is_required_by_name(folder, extras):
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    required = {canonicalize_name(Requirement(line).name) for line in lines}
+    known = {*sys.stdlib_module_names, "lora_lab", "tests", "rules"}
+    imported = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    packages = metadata.packages_distributions()
+    bringing = {name: {canonicalize_name(package) for package in packages[name]} for name in imported - known}
+    assert {name for name, packages in bringing.items() if not packages & required} == set()
+
+
+def test_pytest_needs_no_python_before_it():
+    """``python -m pytest`` brings the folder of the course along; ``pytest`` alone must find the tests' own modules."""
+    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "--quiet", "tests/course/test_experiments.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_torch_is_pinned_to_the_version_of_the_course():

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def rank_sweep(
     """Teach one model the text-to-SQL task at several ranks, each with several seeds, and count its right answers.
 
     Alpha is twice the rank, so the update's scale is 2 at every rank; everything else is equal too. The model comes
-    back without adapters.
+    back without adapters, also when the sweep is stopped or fails.
 
     Args:
         model: the untouched model; each run attaches LoRA to it and takes it off again.
@@ -54,8 +55,8 @@ def rank_sweep(
         progress: show progress bars.
 
     Returns:
-        One entry a run: rank, seed, trainable parameters, steps, the loss of the last ten steps in nats per answer
-        token, and for each split the number of right answers out of ``test``.
+        One entry a run: rank, seed, trainable parameters, steps, PyTorch's threads, the loss of the last ten steps in
+        nats per answer token, and for each split the number of right answers out of ``test``.
     """
     import torch
 
@@ -65,32 +66,44 @@ def rank_sweep(
 
     task = TextToSQL(seed=0)
     encoded = [encode(tokenizer, task.messages(example), example.query) for example in task.train(examples)]
+    questions = {split: task.test(split, test) for split in SPLITS}
+    settings = Settings(epochs=epochs, learning_rate=learning_rate)
     runs = list(done)
     for rank in ranks:
         for seed in seeds:
             if any((run["rank"], run["seed"]) == (rank, seed) for run in runs):
                 continue
             attach(model, LoRAConfig(rank=rank, alpha=2 * rank), generator=torch.Generator().manual_seed(seed))
-            settings = Settings(epochs=epochs, learning_rate=learning_rate, seed=seed)
-            history = train(model, encoded, settings, progress=progress)
-            questions = {split: task.test(split, test) for split in SPLITS}
-            scores = {split: evaluate(model, tokenizer, task, questions[split], progress=progress) for split in SPLITS}
+            try:
+                history = train(model, encoded, replace(settings, seed=seed), progress=progress)
+                scores = {s: evaluate(model, tokenizer, task, questions[s], progress=progress) for s in SPLITS}
+                trainable = account(model).trainable
+            finally:
+                detach(model)
             last = history.losses[-10:]
             runs.append(
                 {
                     "rank": rank,
                     "seed": seed,
-                    "trainable": account(model).trainable,
+                    "trainable": trainable,
                     "steps": len(history.losses),
+                    "threads": torch.get_num_threads(),
                     "last loss": sum(last) / len(last),
                     "correct": {split: score.correct for split, score in scores.items()},
                     "test": test,
                 }
             )
-            detach(model)
             if report is not None:
                 report(runs[-1])
     return sorted(runs, key=lambda run: (run["rank"], run["seed"]))
+
+
+def mean_score(runs: Sequence[Run], rank: int, split: str) -> float:
+    """Give the share of right answers, from 0 to 1, that the runs of one rank reach on a split, averaged over seeds."""
+    shares = [run["correct"][split] / run["test"] for run in runs if run["rank"] == rank]
+    if not shares:
+        raise ValueError(f"rank: no run has rank {rank}; there are {sorted({run['rank'] for run in runs})}")
+    return sum(shares) / len(shares)
 
 
 def results_folder() -> Path:
@@ -145,14 +158,13 @@ def run_rank_sweep(name: str, command: str, **options: Any) -> Path:
 
 
 def _where(device: str, dtype: str) -> dict[str, Any]:
-    """Say what a result is measured on: device, threads, versions, date."""
+    """Say what a result is measured on: device, versions, date."""
     import torch
 
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {platform.machine()}"
     return {
         "device": name,
         "dtype": dtype.removeprefix("torch."),
-        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "lora-lab")},
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nbclient import NotebookClient
     from nbformat import NotebookNode
 
 LIVE_TAG = "nbval-ignore-output"  # a cell whose output differs from run to run; nbval compares the others
@@ -62,10 +64,14 @@ def run(
 
     Raises:
         FileNotFoundError: there is no such notebook.
+        ValueError: the beginning of a name fits several notebooks.
+        OSError: the pages cannot be written to ``output``; no notebook has run then.
     """
     from lora_lab.course.pages import write_page
 
     paths = [_find(name) for name in names] or notebooks()
+    if not store:
+        _make_folder(Path(output))
     for path in paths:
         start = time.monotonic()
         try:
@@ -97,32 +103,52 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from tqdm import tqdm
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook, kernel = nbformat.read(path, as_version=4), _this_python()
     with tqdm(total=len(code_cells(notebook)), desc=path.name, unit="cell", leave=False, disable=None) as bar:
         client = NotebookClient(
             notebook,
-            km=_this_python(),
+            km=kernel,
             resources={"metadata": {"path": str(path.parent)}},
             timeout=timeout,
             record_timing=False,
             store_widget_state=False,
             coalesce_streams=True,
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],  # a failing cell is told by nbclient
             on_cell_executed=lambda **_: bar.update(),
         )
         try:
-            client.execute(cleanup_kc=True)
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(_execution(client, kernel))
         except CellExecutionError as error:
-            reason = f"{error.ename}: {error.evalue}".strip().splitlines()[0]
+            reason = f"{error.ename}: {error.evalue}".splitlines()[0].rstrip(": ")
         except CellTimeoutError:
             reason = f"it took longer than {timeout:g} seconds"
         except DeadKernelError:
             reason = "its kernel stopped; perhaps memory ran out"
-        except AssertionError:  # nbclient took Control-C as its own, stopped the kernel, and stumbles over its absence
-            raise KeyboardInterrupt from None
         else:
             return normal_form(notebook)
     raise NotebookError(f"{path.name}, cell {client.code_cells_executed}: {reason}")
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that leaves Control-C to asyncio: nbclient would take it, and stumble over what it then stops."""
+
+    def add_signal_handler(self, *_: Any, **__: Any) -> None:
+        """Refuse, as a loop does outside the main thread."""
+        raise RuntimeError("Control-C belongs to the runner of this loop")
+
+
+async def _execution(client: NotebookClient, kernel: Any) -> None:
+    """Execute a notebook, and stop its kernel if Control-C cancels this, whatever nbclient makes of it."""
+    task = asyncio.current_task()
+    try:
+        await client.async_execute(cleanup_kc=True)
+    except BaseException:
+        if task is None or not task.cancelling():
+            raise
+        if kernel.has_kernel:  # nbclient stops it only if it was ready
+            await kernel.shutdown_kernel(now=True)
+        raise asyncio.CancelledError from None
 
 
 def normal_form(notebook: NotebookNode) -> NotebookNode:
@@ -167,10 +193,20 @@ def _find(name: str | Path) -> Path:
     if (path := Path(name)).suffix == ".ipynb" and path.is_file():
         return path.resolve()
     course = notebooks()
-    for path in course:
-        if path.name.startswith(str(name)):
-            return path
-    raise FileNotFoundError(f"no notebook {str(name)!r}; there are {', '.join(path.stem for path in course)}")
+    found = [path for path in course if path.name.startswith(str(name))]
+    if len(found) > 1:
+        raise ValueError(f"{str(name)!r} begins {', '.join(path.stem for path in found)}: write more of the name")
+    if not found:
+        raise FileNotFoundError(f"no notebook {str(name)!r}; there are {', '.join(path.stem for path in course)}")
+    return found[0]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the pages, or say why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the pages cannot go to {folder} ({error.strerror}): choose another folder") from error
 
 
 def _with_pages(paths: Sequence[Path], folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_lab.course.experiments import mean_score
 from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
 
 if TYPE_CHECKING:
@@ -71,12 +72,11 @@ def rank_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
     ranks = sorted({run["rank"] for run in runs})
     fig, ax = canvas()
     for i, split in enumerate(splits):
-        shares = {r: [100 * run["correct"][split] / run["test"] for run in runs if run["rank"] == r] for r in ranks}
-        means = [sum(shares[rank]) / len(shares[rank]) for rank in ranks]
+        means = [100 * mean_score(runs, rank, split) for rank in ranks]
         look = {"color": COLOURS[i], "marker": MARKERS[i]}
         ax.plot(ranks, means, linestyle=LINE_STYLES[i], label=f"unseen {split}", **look)
-        for rank in ranks:
-            ax.plot([rank] * len(shares[rank]), shares[rank], linestyle="none", alpha=0.35, markersize=4, **look)
+        for run in runs:
+            ax.plot(run["rank"], 100 * run["correct"][split] / run["test"], alpha=0.35, markersize=4, **look)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, [str(rank) for rank in ranks])
     ax.set_ylim(0, 105)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE_NAME = "checkpoint.safetensors"
+PART = (".checkpoint-", ".part")  # how the name of a file that is being written begins and ends
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,15 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make ``folder``, clear away what a killed run left half written, and raise ``OSError`` if it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob(f"{PART[0]}*{PART[1]}"):
+        part.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -34,7 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         OSError: the disk is full or the folder cannot be written; the earlier checkpoint is still good.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".checkpoint-", suffix=".part", dir=folder)
+    handle, name = tempfile.mkstemp(prefix=PART[0], suffix=PART[1], dir=folder)
     os.close(handle)
     part = Path(name)
     try:

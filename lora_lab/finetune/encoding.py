@@ -15,10 +15,21 @@ class Encoded:
     """One training example: its token ids, and the index of the first token of the answer.
 
     The model reads all of ``tokens``; the loss counts ``tokens[answer_start:]`` alone.
+
+    Raises:
+        ValueError: there is nothing before the answer to predict it from, or no answer.
     """
 
     tokens: tuple[int, ...]
     answer_start: int
+
+    def __post_init__(self) -> None:
+        """Refuse an example that teaches nothing, or whose first token nothing predicts."""
+        if not 1 <= self.answer_start < len(self.tokens):
+            raise ValueError(
+                f"answer_start: got {self.answer_start}, takes a place from 1 to {len(self.tokens) - 1}, "
+                f"for there are {len(self.tokens)} tokens"
+            )
 
     @property
     def answer_tokens(self) -> int:
@@ -55,12 +66,13 @@ def encode(
         max_tokens: the longest sequence allowed, by default without a limit.
 
     Raises:
-        ValueError: the answer is empty, or the sequence is longer than ``max_tokens`` (nothing is cut).
+        ValueError: the answer is empty, the sequence is longer than ``max_tokens`` (nothing is cut), or the tokenizer
+            has no chat template or no end-of-sequence token.
     """
     if not answer.strip():
         raise ValueError("answer: got an empty text; an example without an answer teaches nothing")
     prompt = encode_prompt(tokenizer, messages)
-    tokens = [*prompt, *tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    tokens = [*prompt, *tokenizer.encode(answer, add_special_tokens=False), end_token(tokenizer)]
     if max_tokens is not None and len(tokens) > max_tokens:
         raise ValueError(f"messages and answer: {len(tokens)} tokens, and max_tokens is {max_tokens}")
     return Encoded(tuple(tokens), answer_start=len(prompt))
@@ -72,8 +84,15 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the id of the end-of-sequence token, which ends an answer; a tokenizer without one is refused."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError("tokenizer: it has no end-of-sequence token (eos_token), so no answer would ever end")
+    return tokenizer.eos_token_id
+
+
 def collate(examples: Sequence[Encoded]) -> Batch:
-    """Give ``examples`` as one batch; padding is masked out of the attention and of the loss."""
+    """Give ``examples``, at least one, as one batch; padding is masked out of the attention and of the loss."""
     longest = max(len(example.tokens) for example in examples)
     shape = (len(examples), longest)
     input_ids = torch.zeros(shape, dtype=torch.long)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_lab.finetune.encoding import encode_prompt
+from lora_lab.finetune.encoding import encode_prompt, end_token
+from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.text_to_sql import Example, TextToSQL
 
@@ -65,8 +66,8 @@ def evaluate(
     examples: Sequence[Example],
     *,
     shots: Sequence[Example] = (),
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
+    batch_size: int = 48,
+    max_new_tokens: int = 48,
     progress: bool = True,
 ) -> Evaluation:
     """Let ``model`` answer every question, and score each answer by running it.
@@ -82,7 +83,7 @@ def evaluate(
         progress: show a progress bar.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, or ``generate`` refuses a number or a prompt.
     """
     if not examples:
         raise ValueError("examples: got none; a score needs at least one question")
@@ -104,7 +105,7 @@ def ask(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 48,
 ) -> str:
     """Give the model's answer to one conversation, always taking the likeliest next token."""
     prompt = encode_prompt(tokenizer, messages)
@@ -117,8 +118,8 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     *,
-    batch_size: int = 16,
-    max_new_tokens: int = 64,
+    batch_size: int = 48,
+    max_new_tokens: int = 48,
     progress: bool = True,
 ) -> list[str]:
     """Give the answer to each prompt, always taking the likeliest next token.
@@ -132,7 +133,21 @@ def generate(
         batch_size: prompts answered at once.
         max_new_tokens: the most tokens an answer has.
         progress: show a progress bar.
+
+    Raises:
+        ValueError: ``batch_size`` or ``max_new_tokens`` is below 1; a prompt is empty, or with its answer too long for
+            the model's context; the tokenizer has no end-of-sequence token.
     """
+    for name, value in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, takes a whole number of at least 1")
+    if not all(prompts):
+        raise ValueError("prompts: one is empty; an answer needs at least one token to follow")
+    limit = context_length(model)
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    if limit is not None and longest > limit:
+        raise ValueError(f"prompts: one has {longest} tokens with its answer, and the model reads at most {limit}")
+    end = end_token(tokenizer)
     was_training = model.training
     model.eval()
     answers = [""] * len(prompts)
@@ -141,7 +156,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             longest = max(len(prompts[i]) for i in rows)
-            input_ids = torch.full((len(rows), longest), tokenizer.eos_token_id)
+            input_ids = torch.full((len(rows), longest), end)
             attention_mask = torch.zeros_like(input_ids)
             for row, i in enumerate(rows):
                 input_ids[row, longest - len(prompts[i]) :] = torch.tensor(prompts[i])
@@ -151,8 +166,8 @@ def generate(
                 attention_mask=attention_mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.eos_token_id,
+                eos_token_id=end,
+                pad_token_id=end,
             )  # (rows, longest + new tokens)
             for row, i in enumerate(rows):
                 answers[i] = tokenizer.decode(tokens[row, longest:], skip_special_tokens=True).strip()

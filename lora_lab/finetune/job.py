@@ -1,13 +1,16 @@
 """The fine-tune without a notebook: what ``lora-lab finetune`` does.
 
-It asks the untouched model, attaches LoRA, trains, asks again, and leaves in a folder all that came of it. Started
-again with the same options after it was stopped, it goes on where it was.
+It attaches LoRA, trains, asks the model with the adapter and without it, and leaves in a folder all that came of it.
+Started again with the same options after it was stopped, it goes on where it was. With the adapter switched off the
+model is the untouched one to the last bit, so the baselines can come after the training: whatever is wrong with the
+folder or the options is found in seconds.
 """
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +21,9 @@ import torch
 from lora_lab.finetune.encoding import encode
 from lora_lab.finetune.evaluation import Evaluation, evaluate
 from lora_lab.finetune.model import DEFAULT_MODEL, SOURCES, load_model, load_tokenizer
-from lora_lab.finetune.text_to_sql import SPLITS, TextToSQL
+from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
 from lora_lab.finetune.training import History, Settings, train
-from lora_lab.lora import LoRAConfig, account, attach, save_adapter
+from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -81,37 +84,41 @@ def run(job: Job, *, progress: bool = True) -> Result:
     """Carry out ``job`` and write ``adapter/``, ``checkpoint.safetensors`` and ``metrics.json`` into its folder.
 
     Raises:
-        ValueError: an option that makes no job, or a folder that holds another run.
+        ValueError: an option that makes no job, or a folder that holds another run; before anything is trained.
+        OSError: nothing can be written into the folder.
         lora_lab.assets.AssetError: the packaged model cannot be fetched.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
     """
     if job.dtype is not None and job.dtype not in DTYPES:
         raise ValueError(f"dtype: got {job.dtype!r}, takes one of {', '.join(DTYPES)}")
+    config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=job.targets)
+    settings = Settings(epochs=job.epochs, batch_size=job.batch_size, learning_rate=job.learning_rate, seed=job.seed)
     task = TextToSQL(seed=0)
+    examples = task.train(job.examples)
     questions = {split: task.test(split, job.test) for split in SPLITS}
+    solved = task.train(job.shots) if job.shots else []
     tokenizer = load_tokenizer(job.model, source=job.source)
     dtype = DTYPES[job.dtype] if job.dtype else None
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
 
-    def ask_all(shots: int = 0) -> dict[str, Evaluation]:
-        solved = task.train(shots) if shots else ()
+    attach(model, config, generator=torch.Generator().manual_seed(job.seed))
+    counts = account(model)
+    encoded = [encode(tokenizer, task.messages(example), example.query) for example in examples]
+    history = train(model, encoded, settings, folder=job.output, progress=progress)
+    save_adapter(model, job.output / "adapter")
+
+    def ask_all(shots: Sequence[Example] = ()) -> dict[str, Evaluation]:
         return {
-            split: evaluate(model, tokenizer, task, examples, shots=solved, progress=progress)
-            for split, examples in questions.items()
+            split: evaluate(model, tokenizer, task, asked, shots=shots, progress=progress)
+            for split, asked in questions.items()
         }
 
     scores: dict[str, dict[str, Evaluation]] = {}
     if job.baselines:
-        scores["untouched"] = ask_all()
-        if job.shots:
-            scores[f"untouched, {job.shots} examples in the prompt"] = ask_all(job.shots)
-    config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=job.targets)
-    attach(model, config, generator=torch.Generator().manual_seed(job.seed))
-    counts = account(model)
-    encoded = [encode(tokenizer, task.messages(example), example.query) for example in task.train(job.examples)]
-    settings = Settings(epochs=job.epochs, batch_size=job.batch_size, learning_rate=job.learning_rate, seed=job.seed)
-    history = train(model, encoded, settings, folder=job.output, progress=progress)
-    save_adapter(model, job.output / "adapter")
+        with disabled(model):
+            scores["untouched"] = ask_all()
+            if solved:
+                scores[f"untouched, {job.shots} examples in the prompt"] = ask_all(solved)
     scores["after LoRA"] = ask_all()
 
     result = Result(scores, history, counts.trainable, counts.share, job.output)

@@ -58,10 +58,10 @@ def load_model(
         device: where the model goes; by default ``default_device()``.
 
     Raises:
-        ValueError: an unknown source or name, or a folder without a model.
+        ValueError: an unknown source or name, a folder without a model, or a device that is not there.
         lora_lab.assets.AssetError: the package cannot be fetched, or is not what it should be.
     """
-    device = torch.device(device) if device is not None else default_device()
+    device = _usable(device) if device is not None else default_device()
     dtype = dtype if dtype is not None else default_dtype(device)
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(_location(name, source), dtype=dtype)
@@ -98,6 +98,20 @@ def has_bfloat16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Give the most tokens that ``model`` reads at once, or ``None`` if its configuration does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """Give ``device`` as PyTorch's, or raise ``ValueError`` if this machine or this PyTorch does not have it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: got {str(device)!r}, which cannot be used here: {reason}") from error
 
 
 def _location(name: str | Path, source: str) -> str:

@@ -104,7 +104,7 @@ def run_query(
     connection: sqlite3.Connection,
     sql: str,
     *,
-    step_limit: int = 1_000_000,
+    step_limit: int = 100_000,
     time_limit: float = 5.0,
     row_limit: int = 1_000,
 ) -> Result:
@@ -113,7 +113,8 @@ def run_query(
     Args:
         connection: a database from `open_database`.
         sql: any text.
-        step_limit: steps of SQLite's virtual machine, counted by the thousand; a gold query takes hundreds.
+        step_limit: steps of SQLite's virtual machine, counted by the thousand; a gold query takes hundreds. It bounds
+            the memory of a query too: a step keeps one row of 4,000 bytes at most, to sort it for example.
         time_limit: seconds; generous, so that it is the steps that decide, and a busy machine gives the same score.
         row_limit: rows; a query with more is a failure.
 

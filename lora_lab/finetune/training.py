@@ -24,13 +24,16 @@ from lora_lab.finetune.checkpoint import (
     copy_into,
     load_checkpoint,
     optimizer_tensors,
+    prepare_folder,
     restore_optimizer,
     save_checkpoint,
     trainable,
 )
 from lora_lab.finetune.encoding import Encoded, collate
 from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens
+from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
+from lora_lab.lora import lora_layers
 
 
 class DivergedError(RuntimeError):
@@ -45,7 +48,8 @@ class Settings:
         epochs: how often each example is read.
         batch_size: examples in one step.
         micro_batch_size: examples that go through the model at once, ``batch_size`` by default. A smaller number
-            needs less memory and gives the same gradient, because each token weighs the same in both.
+            needs less memory and gives the same gradient, because each token weighs the same in both (dropout, if
+            there is any, draws other masks).
         learning_rate: AdamW's largest learning rate, reached after the warm-up.
         warmup: share of the steps in which the learning rate rises from zero; after it, it falls to zero on a line.
         weight_decay: AdamW's decoupled weight decay.
@@ -71,15 +75,17 @@ class Settings:
         for name in ("epochs", "batch_size", "micro_batch_size", "validate_every", "checkpoint_every"):
             value = getattr(self, name)
             optional = name in ("micro_batch_size", "validate_every")
-            if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+            if not (optional and value is None) and not (_is_whole(value) and value >= 1):
                 raise ValueError(f"{name}: got {value!r}, takes a whole number of at least 1")
         for name in ("learning_rate", "max_gradient_norm"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, takes a number above 0")
-        if not 0 <= self.warmup < 1:
+        if not (_is_number(self.warmup) and 0 <= self.warmup < 1):
             raise ValueError(f"warmup: got {self.warmup!r}, takes a share from 0 up to, but not, 1")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: got {self.weight_decay!r}, takes a number of at least 0")
+        if not (_is_whole(self.seed) and 0 <= self.seed < 2**32):
+            raise ValueError(f"seed: got {self.seed!r}, takes a whole number from 0 to {2**32 - 1:,}")
 
 
 @dataclass
@@ -129,7 +135,10 @@ def train(
         progress: show a progress bar with loss and tokens per second.
 
     Raises:
-        ValueError: no examples, nothing to train, a folder with another run, or a model the loss does not fit.
+        ValueError: no examples, or one that the model cannot read (too long for its context, a token beyond its
+            vocabulary); nothing to train, LoRA layers that are merged or disabled; a folder with another run; a model
+            the loss does not fit.
+        OSError: nothing can be written into the folder.
         DivergedError: the loss or the gradient became infinite or not a number; the model keeps the weights of the
             last good step.
     """
@@ -139,7 +148,13 @@ def train(
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model: no parameter requires a gradient; attach LoRA first, or unfreeze what should learn")
+    if any(layer.merged or not layer.enabled for layer in lora_layers(model).values()):
+        raise ValueError("model: its LoRA layers are merged or disabled and would not learn; switch them on first")
+    _check_readable(model, examples, "examples")
+    _check_readable(model, validation, "validation")
     check_plain_head(model)
+    if folder:
+        prepare_folder(Path(folder))
     run = _Run(model, parameters, list(examples), list(validation), settings, Path(folder) if folder else None)
     was_training = model.training
     try:
@@ -275,11 +290,17 @@ class _Run:
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        where = f"step {self.done + 1} of {self.steps}: the loss is {loss} and the gradient's norm {norm}."
+        if self.done == 0:
+            raise DivergedError(
+                f"{where} Nothing has been changed yet, so it is the model's own weights: NaN or infinity is among "
+                "them, or they overflow in their type. Load the model again; instead of float16 use bfloat16 or float32"
+            )
         kept = f" The last checkpoint in {self.folder} is untouched." if self.folder else ""
         raise DivergedError(
-            f"step {self.done + 1} of {self.steps}: the loss is {loss} and the gradient's norm {norm}. The weights are "
-            f"those of step {self.done}. Lower learning_rate (now {self.settings.learning_rate:g}) or raise warmup "
-            f"(now {self.settings.warmup:g}); with float16 weights, use bfloat16 or float32.{kept}"
+            f"{where} The weights are those of step {self.done}. Lower learning_rate "
+            f"(now {self.settings.learning_rate:g}) or raise warmup (now {self.settings.warmup:g}); with float16 "
+            f"weights, use bfloat16 or float32.{kept}"
         )
 
 
@@ -295,6 +316,28 @@ def mean_loss(model: PreTrainedModel, examples: Sequence[Encoded], batch_size: i
         labelled += labelled_tokens(batch)
     model.train(was_training)
     return total / labelled
+
+
+def _is_whole(value: object) -> bool:
+    """Say whether ``value`` is a whole number; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    """Say whether ``value`` is a finite number; True and False are not."""
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _check_readable(model: PreTrainedModel, examples: Sequence[Encoded], name: str) -> None:
+    """Raise unless every example fits the context of ``model`` and has tokens of its vocabulary alone."""
+    longest = max((len(example.tokens) for example in examples), default=0)
+    limit = context_length(model)
+    if limit is not None and longest > limit:
+        raise ValueError(f"{name}: the longest has {longest} tokens, and the model reads at most {limit}")
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for token in {token for example in examples for token in example.tokens}:
+        if token not in range(vocabulary):
+            raise ValueError(f"{name}: token {token} is in one, and the model knows 0 to {vocabulary - 1}")
 
 
 @contextlib.contextmanager

@@ -59,6 +59,18 @@ def test_unknown_notebook_lists_the_known():
         run(["77"])
 
 
+def test_beginning_of_several_names_is_no_name():
+    with pytest.raises(ValueError, match=r"^'0' begins 00_start_here, .*: write more of the name$"):
+        run(["0"])
+
+
+def test_pages_that_cannot_be_written_are_told_before_anything_runs(write, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("lora_lab.course.notebooks.execute", lambda *_, **__: pytest.fail("a notebook has run"))
+    with pytest.raises(OSError, match=r"the pages cannot go to .*file \(File exists\): choose another folder"):
+        run([write("00_a.ipynb", "1")], output=tmp_path / "file")
+
+
 def test_kernel_is_this_python_in_the_folder_of_the_notebook(write):
     path = write("00_try.ipynb", "import os, sys\nsys.executable", "os.getcwd()", kernel="a-kernel-nobody-installed")
     cells = execute(path).cells
@@ -104,6 +116,7 @@ def test_normal_form_keeps_what_the_author_wrote(write):
     ("source", "reason"),
     [
         ("raise ValueError('rank takes\\n1 to 9')", "ValueError: rank takes"),
+        ("raise ValueError", "ValueError\n"),
         ("if True print()", "SyntaxError"),
         ("import os\nos._exit(1)", "its kernel stopped"),
         ("import time\ntime.sleep(60)", "it took longer than 3 seconds"),
@@ -116,7 +129,7 @@ def test_failing_cell_is_named_in_one_line(write, capsys, tmp_path, source, reas
     said = capsys.readouterr()
     assert said.out.startswith("00_a.ipynb ")
     assert "02_c" not in said.out
-    line = said.err.strip().splitlines()[-1]
+    line = said.err.splitlines(keepends=True)[-1]
     assert line.startswith(f"01_b.ipynb, cell 2: {reason}")
     assert bad.read_bytes() == before
     assert outputs(never) == [""]
@@ -127,20 +140,22 @@ def test_error_carries_the_same_line(write):
         execute(write("00_a.ipynb", "missing"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="nbclient handles Control-C itself on POSIX systems only")
-def test_control_c_stops_the_run_and_its_kernel(write, tmp_path):
-    path = write(
-        "00_a.ipynb", "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)"
-    )
-    code = f"from lora_lab.course.notebooks import run; run([{str(path)!r}])"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal that Windows does not have")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("moment", ["while the kernel starts", "in a cell"])
+def test_control_c_stops_the_run_and_its_kernel(write, tmp_path, moment):
+    path = write("00_a.ipynb", "import pathlib, time\npathlib.Path('there').touch()\ntime.sleep(60)")
+    arguments = ["run", str(path), "--output", str(tmp_path / "pages")]
+    process = subprocess.Popen([sys.executable, "-m", "lora_lab", *arguments], stderr=subprocess.PIPE, text=True)
+    while not (kernels := psutil.Process(process.pid).children()) or (
+        moment == "in a cell" and not (tmp_path / "there").exists()
+    ):
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert said.rstrip().endswith("KeyboardInterrupt")
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    _, said = process.communicate()
+    assert (said, process.returncode) == ("lora-lab: interrupted\n", 130)
+    assert not any(kernel.is_running() for kernel in kernels)
 
 
 def test_run_writes_pages_and_leaves_the_notebooks_alone(write, tmp_path, capsys):

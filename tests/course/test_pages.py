@@ -62,6 +62,13 @@ def test_page_fits_a_phone_and_names_its_language(page):
     assert "Try it on W · LoRA Lab" in tags.text
 
 
+def test_paper_has_all_of_a_long_line(page, tmp_path):
+    page("text")
+    style = (tmp_path / "pages" / "01_b.html").read_text(encoding="utf-8")
+    on_paper = style[style.index("@media print") : style.index("</style>")]
+    assert "pre { white-space: pre-wrap;" in on_paper, "on a screen a long line scrolls; on paper it would be cut off"
+
+
 def test_page_links_to_its_neighbours_and_the_index(page):
     tags = page("text")
     assert {"rel": "prev", "href": "00_a.html"} in tags.all("a")

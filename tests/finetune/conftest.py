@@ -35,7 +35,7 @@ def tiny_model(seed: int = 0, **changes) -> LlamaForCausalLM:
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": 512,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 2,

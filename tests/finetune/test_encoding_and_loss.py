@@ -1,11 +1,13 @@
 """What the model reads, what the loss counts, and that leaving out the rest changes nothing."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_lab.finetune import Encoded, answer_loss, collate, encode, encode_prompt, labelled_tokens
+from lora_lab.finetune import Encoded, answer_loss, collate, encode, encode_prompt, labelled_tokens, train
 from lora_lab.finetune.encoding import IGNORED
 from lora_lab.finetune.loss import check_plain_head
 from tests.finetune.conftest import tiny_model
@@ -36,6 +38,21 @@ def test_an_example_that_is_too_long_is_refused_and_not_cut(tokenizer):
 def test_an_empty_answer_is_refused(tokenizer):
     with pytest.raises(ValueError, match="answer: got an empty text"):
         encode(tokenizer, MESSAGES, "  ")
+
+
+@pytest.mark.parametrize("start", [-1, 0, 3, 4])
+def test_an_answer_needs_something_before_it_and_a_token_of_its_own(start):
+    with pytest.raises(ValueError, match=f"answer_start: got {start}, takes a place from 1 to 2"):
+        Encoded((4, 5, 6), start)
+
+
+def test_a_tokenizer_that_cannot_end_an_answer_or_hold_a_conversation_is_refused(tokenizer):
+    endless, plain = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
+    endless.eos_token = plain.chat_template = None
+    with pytest.raises(ValueError, match="tokenizer: it has no end-of-sequence token"):
+        encode(endless, MESSAGES, "SELECT 1")
+    with pytest.raises(ValueError, match="chat_template is not set"):
+        encode(plain, MESSAGES, "SELECT 1")
 
 
 def test_a_batch_pads_on_the_right_and_labels_only_answers():
@@ -94,7 +111,7 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
 
     check_plain_head(tiny_model())
     with pytest.raises(ValueError, match="Capped changes its logits after the head"):
-        check_plain_head(Capped(tiny_model().config))
+        train(Capped(tiny_model().config), EXAMPLES, progress=False)
 
 
 def test_the_check_leaves_the_mode_as_it_was():

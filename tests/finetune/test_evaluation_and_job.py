@@ -2,13 +2,26 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_lab.finetune import Answered, Evaluation, TextToSQL, ask, evaluate, generate, job
+from lora_lab.finetune import (
+    Answered,
+    Evaluation,
+    Settings,
+    TextToSQL,
+    ask,
+    evaluate,
+    generate,
+    job,
+    load_model,
+    load_tokenizer,
+)
 from lora_lab.finetune.text_to_sql import SPLITS
+from lora_lab.lora import LoRAConfig
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 TASK = TextToSQL(seed=0)
@@ -43,6 +56,30 @@ def test_the_interval_is_wilsons():
 def test_an_empty_test_is_refused(tokenizer):
     with pytest.raises(ValueError, match="examples: got none"):
         evaluate(tiny_model(), tokenizer, TASK, [])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "what"),
+    [
+        ([[4, 5]], {"batch_size": 0}, "batch_size: got 0"),
+        ([[4, 5]], {"batch_size": -1}, "batch_size: got -1"),
+        ([[4, 5]], {"max_new_tokens": 0}, "max_new_tokens: got 0"),
+        ([[4, 5], []], {}, "prompts: one is empty"),
+        (
+            [[4], [4] * 506],
+            {"max_new_tokens": 7},
+            "one has 513 tokens with its answer, and the model reads at most 512",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(tokenizer, prompts, options, what):
+    with pytest.raises(ValueError, match=what):
+        generate(tiny_model(), tokenizer, prompts, **options, progress=False)
+
+
+def test_a_batch_may_be_larger_than_the_questions_and_an_answer_one_token_long(tokenizer):
+    (alone,) = generate(tiny_model(), tokenizer, [[7, 8]], batch_size=1, max_new_tokens=1, progress=False)
+    assert generate(tiny_model(), tokenizer, [[7, 8]], batch_size=99, max_new_tokens=1, progress=False) == [alone]
 
 
 def test_shots_stand_in_the_prompt(tokenizer, monkeypatch):
@@ -83,7 +120,7 @@ def test_a_model_in_training_mode_answers_in_evaluation_mode_and_comes_back(toke
     model = tiny_lora(dropout=0.9)
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.q_proj.lora_B.normal_()
+            layer.self_attn.v_proj.lora_B.fill_(5)  # so large that what dropout silences decides the answer
     quiet = ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8)
     model.train()
     assert ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8) == quiet
@@ -129,6 +166,54 @@ def test_the_same_job_again_goes_on_and_another_is_refused(small):
     assert again.history == first.history
     with pytest.raises(ValueError, match="holds a run with another learning_rate"):
         job.run(job.Job(**{**vars(small), "learning_rate": 1e-4}), progress=False)
+
+
+def test_the_baseline_is_the_untouched_model(small):
+    """It is asked after the training, with the adapter switched off."""
+    result = job.run(small, progress=False)
+    untouched, tokenizer = (load(small.model, source="folder") for load in (load_model, load_tokenizer))
+    asked = {split: TASK.test(split, small.test) for split in SPLITS}
+    expected = {split: evaluate(untouched, tokenizer, TASK, asked[split], progress=False) for split in SPLITS}
+    assert result.scores["untouched"] == expected
+
+
+def test_another_job_is_refused_before_any_question_is_asked(small, monkeypatch):
+    job.run(small, progress=False)
+    monkeypatch.setattr(job, "evaluate", None)
+    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+        job.run(replace(small, learning_rate=1e-4), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0"),
+        ({"examples": 0}, "count must be from 1"),
+        ({"test": 100_000}, "count must be from 1"),
+        ({"shots": -1}, "count must be from 1"),
+    ],
+)
+def test_options_that_make_no_job_are_refused_before_anything_is_loaded(small, monkeypatch, change, what):
+    monkeypatch.setattr(job, "load_model", None)
+    with pytest.raises(ValueError, match=what):
+        job.run(replace(small, **change), progress=False)
+
+
+def test_every_option_reaches_the_training(small, monkeypatch):
+    seen = []
+    attach, train = job.attach, job.train
+    monkeypatch.setattr(
+        job, "attach", lambda model, config, generator: seen.extend([config, generator.initial_seed()])
+        or attach(model, config, generator=generator),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        job, "train", lambda model, examples, settings, **options: seen.extend([len(examples), settings])
+        or train(model, examples, settings, **options),
+    )  # fmt: skip
+    training = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 7}
+    job.run(replace(small, alpha=3, targets=("k_proj",), examples=8, test=1, baselines=False, **training))
+    assert seen == [LoRAConfig(rank=2, alpha=3, targets=("k_proj",)), 7, 8, Settings(**training)]
 
 
 def test_every_field_of_a_job_is_an_option_with_the_same_default():

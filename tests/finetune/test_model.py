@@ -120,6 +120,12 @@ def test_a_folder_of_save_pretrained_loads(tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_refused(device, tmp_path):
+    with pytest.raises(ValueError, match=f"device: got '{device}', which cannot be used here"):
+        load_model(tmp_path, source="folder", device=device)
+
+
 def test_the_hub_is_asked_for_the_original_weights(monkeypatch):
     asked = []
 

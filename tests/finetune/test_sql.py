@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_lab.finetune import sql
 from lora_lab.finetune.sql import MAX_CHARACTERS, Failure, Result, open_database, run_query, same_result
 
 SCRIPT = """
@@ -197,6 +200,28 @@ def test_no_value_grows_without_bound(hotels, sql):
 )
 def test_nothing_hangs_before_or_between_steps(hotels, sql):
     run_query(hotels, sql)
+
+
+MEMORY = """
+import resource, runpy, sys
+sql = runpy.run_path(sys.argv[1], run_name="sql")
+rows = "CREATE TABLE t (a text);" + "INSERT INTO t VALUES ('a');" * 18
+unit = 1 if sys.platform == "darwin" else 1024
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = sql["run_query"](sql["open_database"](rows), sys.argv[2])
+print(result.failure.value, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+"""
+
+
+def test_a_query_that_sorts_long_rows_stays_within_its_memory():
+    pytest.importorskip("resource")  # Windows has none
+    long = "replace(replace('" + "a" * 60 + "', 'a', 'aaaaaaaa'), 'a', 'aaaaaaaa')"
+    query = f"SELECT x FROM (SELECT {long} x FROM t a, t b, t c, t d, t e) ORDER BY x"
+    command = [sys.executable, "-c", MEMORY, sql.__file__, query]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    failure, size = done.stdout.rsplit(maxsplit=1)
+    assert failure == "too many steps"
+    assert int(size) < 200e6
 
 
 def test_bad_arguments_are_named():

@@ -11,20 +11,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lora_lab.finetune import DivergedError, Encoded, History, Settings, mean_loss, train
+from lora_lab.finetune import DivergedError, Encoded, History, Settings, collate, mean_loss, train
 from lora_lab.finetune.checkpoint import FILE_NAME, load_checkpoint
 from lora_lab.finetune.training import batch_indices, learning_rate_at
-from lora_lab.lora import lora_layers
+from lora_lab.lora import disabled, lora_layers, merge
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 
 def examples(count: int = 24, seed: int = 0) -> list[Encoded]:
-    """Make sequences whose last three tokens repeat their first, so that there is something to learn."""
+    """Make sequences whose last one to four tokens repeat their first, so that there is something to learn."""
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for length in torch.randint(5, 12, (count,), generator=generator).tolist():
+    for i, length in enumerate(torch.randint(5, 12, (count,), generator=generator).tolist()):
         tokens = torch.randint(3, 40, (length,), generator=generator).tolist()
-        made.append(Encoded((*tokens, tokens[0], tokens[0], tokens[0]), answer_start=length))
+        made.append(Encoded((*tokens, *tokens[:1] * (1 + i % 4)), answer_start=length))
     return made
 
 
@@ -48,6 +48,7 @@ def test_training_lowers_the_loss_and_changes_only_the_factors(model):
     factors = {f"{layer}.{factor}" for layer in lora_layers(model) for factor in ("lora_A", "lora_B")}
     assert changed == factors
     assert len(history.losses) == len(history.tokens) == 12 * 6
+    assert sum(history.tokens) == 12 * sum(len(example.tokens) for example in examples())
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not():
@@ -59,6 +60,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not():
     assert not same(weights(runs[0]), weights(runs[2]))
 
 
+def test_dropout_is_on_and_draws_another_mask_at_every_step():
+    """The same example at a rate too small to change a weight: what differs between losses is the mask."""
+    model, one = tiny_lora(dropout=0.5), examples(1)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_()
+    history = train(model, one, Settings(epochs=4, batch_size=1, learning_rate=1e-30), progress=False)
+    assert len({*history.losses, mean_loss(model, one)}) == 5
+
+
 def test_training_leaves_the_global_random_state_and_the_mode_alone(model):
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -68,12 +79,34 @@ def test_training_leaves_the_global_random_state_and_the_mode_alone(model):
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    """Examples differ in length, so averaging the averages of micro-batches would give another gradient."""
+    """Answers differ in length, so averaging the averages of micro-batches would give another gradient."""
     runs = [tiny_lora().double() for _ in range(2)]
     for model, size in zip(runs, (None, 1), strict=True):
         train(model, examples(), replace(SETTINGS, micro_batch_size=size), progress=False)
     for one, other in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loop_is_adamw_on_the_mean_loss_of_each_batch():
+    """The oracle is written out with the loss of transformers and the optimiser of PyTorch."""
+    settings = replace(SETTINGS, micro_batch_size=3, weight_decay=0.3, warmup=0.3, max_gradient_norm=0.5)
+    data, steps = examples(), 18
+    expected, model = tiny_lora().double(), tiny_lora().double()
+    factors = [parameter for parameter in expected.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(factors, weight_decay=settings.weight_decay)
+    norms = []
+    for step in range(steps):
+        batch = collate([data[i] for i in batch_indices(len(data), step, settings)])
+        optimizer.zero_grad()
+        expected(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(factors, settings.max_gradient_norm).item())
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, steps, settings)
+        optimizer.step()
+    history = train(model, data, settings, progress=False)
+    assert history.gradient_norms == pytest.approx(norms, rel=1e-3)
+    assert history.learning_rates == [learning_rate_at(step, steps, settings) for step in range(steps)]
+    for one, other in zip(expected.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_every_epoch_reads_every_example_once_in_an_order_of_its_own():
@@ -179,6 +212,15 @@ def test_a_killed_process_leaves_a_checkpoint_that_goes_on_to_the_same_weights(t
             assert torch.equal(checkpoint.tensors[f"parameter.{name}"], parameter)
 
 
+def test_a_run_ends_with_a_validation_and_a_checkpoint_however_rare_they_are(tmp_path):
+    settings = replace(SETTINGS, validate_every=100, checkpoint_every=100)
+    model, held_out = tiny_lora(), examples(8, seed=9)
+    history = train(model, examples(), settings, validation=held_out, folder=tmp_path, progress=False)
+    assert history.validation == [(18, mean_loss(model, held_out, 4))]
+    again = train(tiny_lora(), examples(), replace(settings, checkpoint_every=7), validation=held_out, folder=tmp_path)
+    assert again == history  # how often it is saved makes no other run of it
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     first, second = tiny_lora(), tiny_lora()
     history = train(first, examples(), SETTINGS, folder=tmp_path, progress=False)
@@ -192,6 +234,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     [
         ({"settings": replace(SETTINGS, learning_rate=1e-3)}, "another learning_rate .0.01, not 0.001."),
         ({"examples": examples(23)}, "another examples"),
+        ({"validation": examples(2)}, "another validation"),
         ({"rank": 2}, "another structure"),
         ({"base": 1}, "another frozen weights"),
     ],
@@ -208,10 +251,18 @@ def test_a_folder_with_another_run_is_refused_and_kept(change, what, tmp_path):
             model,
             change.get("examples", examples()),
             change.get("settings", SETTINGS),
+            validation=change.get("validation", ()),
             folder=tmp_path,
             progress=False,
         )
     assert (tmp_path / FILE_NAME).read_bytes() == kept
+
+
+def test_what_a_killed_run_half_wrote_is_cleared_away_by_the_next(tmp_path):
+    (tmp_path / ".checkpoint-killed.part").write_bytes(b"half a checkpoint")
+    (tmp_path / "notes.part").write_text("of somebody else")
+    train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, "notes.part"]
 
 
 def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
@@ -246,6 +297,13 @@ def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch
 # --- validation, divergence, bad input
 
 
+def test_the_mean_loss_weighs_every_answer_token_the_same(model):
+    held_out = examples(10, seed=9)
+    whole = collate(held_out)
+    theirs = model(input_ids=whole.input_ids, attention_mask=whole.attention_mask, labels=whole.labels).loss.item()
+    assert mean_loss(model, held_out, batch_size=3) == pytest.approx(theirs, rel=1e-5)
+
+
 def test_the_weights_of_the_lowest_validation_loss_are_kept(model):
     """A learning rate far too high for the second half makes the last weights worse than the best ones."""
     held_out = examples(8, seed=9)
@@ -264,7 +322,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_the_last_good_weights(model, t
         layer = next(iter(lora_layers(model).values()))
         layer.base.weight[0, 0] = math.nan
     bad = weights(model)
-    with pytest.raises(DivergedError, match=r"step 1 of 18: the loss is nan.*Lower learning_rate \(now 0\.01\)"):
+    with pytest.raises(DivergedError, match=r"step 1 of 18: the loss is nan.*it is the model's own weights"):
         train(model, examples(), SETTINGS, folder=tmp_path, progress=False)
     after = weights(model)
     assert all(torch.equal(after[name], bad[name]) for name in bad if "lora_" in name)
@@ -279,6 +337,49 @@ def test_no_examples_and_nothing_to_train_are_refused(model):
         train(model.requires_grad_(False), examples(), SETTINGS, progress=False)
 
 
+def test_weights_that_overflow_in_the_middle_name_the_learning_rate(model):
+    with pytest.raises(DivergedError, match=r"The weights are those of step \d+\. Lower learning_rate \(now 1e\+30\)"):
+        train(model, examples(), replace(SETTINGS, learning_rate=1e30), progress=False)
+
+
+def test_base_weights_that_are_all_nan_are_named_and_not_the_head(model):
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(math.nan)
+    with pytest.raises(DivergedError, match="it is the model's own weights"):
+        train(model, examples(), SETTINGS, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "what"),
+    [
+        ((5,) * 513, "the longest has 513 tokens, and the model reads at most 512"),
+        ((5, 259), "token 259 is in one, and the model knows 0 to 258"),
+        ((-1, 5), "token -1 is in one"),
+    ],
+)
+def test_examples_that_the_model_cannot_read_are_refused_and_not_cut(model, tokens, what):
+    with pytest.raises(ValueError, match=f"examples: {what}"):
+        train(model, [*examples(), Encoded(tokens, 1)], SETTINGS, progress=False)
+    with pytest.raises(ValueError, match=f"validation: {what}"):
+        train(model, examples(), SETTINGS, validation=[Encoded(tokens, 1)], progress=False)
+
+
+def test_merged_and_disabled_layers_are_refused(model):
+    with disabled(model), pytest.raises(ValueError, match="model: its LoRA layers are merged or disabled"):
+        train(model, examples(), SETTINGS, progress=False)
+    merge(model)
+    with pytest.raises(ValueError, match="model: its LoRA layers are merged or disabled"):
+        train(model, examples(), SETTINGS, progress=False)
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_before_its_first_step(model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    before = weights(model)
+    with pytest.raises(OSError, match="file"):
+        train(model, examples(), SETTINGS, folder=tmp_path / "file" / "run", progress=False)
+    assert same(weights(model), before)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -291,6 +392,11 @@ def test_no_examples_and_nothing_to_train_are_refused(model):
         {"weight_decay": -0.1},
         {"checkpoint_every": 0},
         {"validate_every": -1},
+        {"epochs": True},
+        {"learning_rate": "fast"},
+        {"seed": 1.5},
+        {"seed": -1},
+        {"seed": 2**64},
     ],
 )
 def test_settings_that_make_no_run_are_refused(bad):

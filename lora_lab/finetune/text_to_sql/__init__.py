@@ -4,7 +4,7 @@ Questions, schemas and gold queries are generated, so that the splits are honest
 
 - every gold query belongs to one split, by a hash of its text, so that none is both trained on and tested;
 - some domains, tables and all, are held out for the split "schemas";
-- some sentences and words are held out for the split "phrasings".
+- some sentences and expressions are held out for the split "phrasings".
 
 An answer is scored by running it beside the gold query on several databases, filled so that near misses give another
 result: execution accuracy on a test suite, after Zhong, Yu and Klein (2020), "Semantic Evaluation for Text-to-SQL with

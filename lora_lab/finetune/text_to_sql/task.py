@@ -95,7 +95,8 @@ class TextToSQL:
         Args:
             split: "questions": the tables and phrasings of the training set, gold queries that are not in it;
                 "schemas": tables that are not in the training set, its phrasings;
-                "phrasings": sentences and words that are not in the training set, its tables, other gold queries.
+                "phrasings": sentences and expressions that are not in the training set (a single word of one may
+                be: "arithmetic mean" is new, "mean" is not), its tables, other gold queries.
             count: at most `capacity(split)`.
 
         Raises:
