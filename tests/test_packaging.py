@@ -63,7 +63,7 @@ def test_what_is_imported_is_required_by_name(folder, extras):
 
 def test_pytest_needs_no_python_before_it():
     """``python -m pytest`` brings the folder of the course along; ``pytest`` alone must find the tests' own modules."""
-    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "--quiet", "tests/course/test_experiments.py"]
+    command = [sys.executable, "-I", "-m", "pytest", "--collect-only", "--quiet", "tests/course/test_experiments.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

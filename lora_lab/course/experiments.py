@@ -10,7 +10,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +98,7 @@ def rank_sweep(
     return sorted(runs, key=lambda run: (run["rank"], run["seed"]))
 
 
-def mean_score(runs: Sequence[Run], rank: int, split: str) -> float:
+def mean_score(runs: Sequence[Mapping[str, Any]], rank: int, split: str) -> float:
     """Give the share of right answers, from 0 to 1, that the runs of one rank reach on a split, averaged over seeds."""
     shares = [run["correct"][split] / run["test"] for run in runs if run["rank"] == rank]
     if not shares:

@@ -110,7 +110,6 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
             km=kernel,
             resources={"metadata": {"path": str(path.parent)}},
             timeout=timeout,
-            record_timing=False,
             store_widget_state=False,
             coalesce_streams=True,
             extra_arguments=["--log-level=CRITICAL"],  # a failing cell is told by nbclient
@@ -125,6 +124,9 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
             reason = f"it took longer than {timeout:g} seconds"
         except DeadKernelError:
             reason = "its kernel stopped; perhaps memory ran out"
+        except RuntimeError as error:  # what Jupyter says of a kernel that never answered
+            reason = f"its kernel did not start: {error}"
+            client.km = kernel  # nbclient has let go of it, and asks for it once more when Python ends
         else:
             return normal_form(notebook)
     raise NotebookError(f"{path.name}, cell {client.code_cells_executed}: {reason}")
@@ -133,7 +135,7 @@ def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that leaves Control-C to asyncio: nbclient would take it, and stumble over what it then stops."""
 
-    def add_signal_handler(self, *_: Any, **__: Any) -> None:
+    def add_signal_handler(self, *_: object) -> None:
         """Refuse, as a loop does outside the main thread."""
         raise RuntimeError("Control-C belongs to the runner of this loop")
 

@@ -27,7 +27,7 @@ class Checkpoint:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make ``folder``, clear away what a killed run left half written, and raise ``OSError`` if it cannot be written."""
+    """Make ``folder``, clear away what a killed run half wrote, and raise ``OSError`` if it takes no files."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in folder.glob(f"{PART[0]}*{PART[1]}"):
         part.unlink(missing_ok=True)

@@ -45,6 +45,8 @@ class Job:
         epochs: how often each is read.
         batch_size: examples in a step.
         learning_rate: AdamW's largest learning rate.
+        validation: examples to keep the best weights by; 0 keeps the last weights.
+        validate_every: steps between two looks at them.
         seed: decides the initial factors and the order of the examples.
         test: questions asked of each test split.
         shots: solved examples in the prompt of the few-shot baseline.
@@ -63,6 +65,8 @@ class Job:
     epochs: int = 1
     batch_size: int = 8
     learning_rate: float = 4e-3
+    validation: int = 32
+    validate_every: int = 30
     seed: int = 0
     test: int = 64
     shots: int = 4
@@ -92,9 +96,11 @@ def run(job: Job, *, progress: bool = True) -> Result:
     if job.dtype is not None and job.dtype not in DTYPES:
         raise ValueError(f"dtype: got {job.dtype!r}, takes one of {', '.join(DTYPES)}")
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=job.targets)
-    settings = Settings(epochs=job.epochs, batch_size=job.batch_size, learning_rate=job.learning_rate, seed=job.seed)
+    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed")
+    settings = Settings(**{name: getattr(job, name) for name in shared})
     task = TextToSQL(seed=0)
     examples = task.train(job.examples)
+    held_out = task.validation(job.validation) if job.validation else []
     questions = {split: task.test(split, job.test) for split in SPLITS}
     solved = task.train(job.shots) if job.shots else []
     tokenizer = load_tokenizer(job.model, source=job.source)
@@ -103,8 +109,11 @@ def run(job: Job, *, progress: bool = True) -> Result:
 
     attach(model, config, generator=torch.Generator().manual_seed(job.seed))
     counts = account(model)
-    encoded = [encode(tokenizer, task.messages(example), example.query) for example in examples]
-    history = train(model, encoded, settings, folder=job.output, progress=progress)
+    encoded, validation = (
+        [encode(tokenizer, task.messages(example), example.query) for example in chosen]
+        for chosen in (examples, held_out)
+    )
+    history = train(model, encoded, settings, validation=validation, folder=job.output, progress=progress)
     save_adapter(model, job.output / "adapter")
 
     def ask_all(shots: Sequence[Example] = ()) -> dict[str, Evaluation]:

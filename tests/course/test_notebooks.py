@@ -135,6 +135,15 @@ def test_failing_cell_is_named_in_one_line(write, capsys, tmp_path, source, reas
     assert outputs(never) == [""]
 
 
+def test_kernel_that_does_not_start_is_told_in_one_line(write, monkeypatch):
+    async def never(*_: object) -> None:
+        raise RuntimeError("Kernel didn't respond in 60 seconds")
+
+    monkeypatch.setattr("jupyter_client.asynchronous.client.AsyncKernelClient.wait_for_ready", lambda *_, **__: never())
+    with pytest.raises(NotebookError, match=r"00_a\.ipynb, .*: its kernel did not start: Kernel didn't respond"):
+        execute(write("00_a.ipynb", "1"))
+
+
 def test_error_carries_the_same_line(write):
     with pytest.raises(NotebookError, match=r"^00_a\.ipynb, cell 1: NameError: name 'missing' is not defined$"):
         execute(write("00_a.ipynb", "missing"))

@@ -17,12 +17,10 @@ from lora_lab.finetune import (
     evaluate,
     generate,
     job,
-    load_model,
-    load_tokenizer,
 )
 from lora_lab.finetune.text_to_sql import SPLITS
-from lora_lab.lora import LoRAConfig
-from tests.finetune.conftest import tiny_lora, tiny_model
+from lora_lab.lora import LoRAConfig, lora_layers
+from tests.finetune.conftest import tiny_model
 
 TASK = TextToSQL(seed=0)
 
@@ -117,13 +115,10 @@ def test_answers_are_those_of_the_likeliest_token_in_the_order_of_the_prompts(to
 
 
 def test_a_model_in_training_mode_answers_in_evaluation_mode_and_comes_back(tokenizer):
-    model = tiny_lora(dropout=0.9)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.v_proj.lora_B.fill_(5)  # so large that what dropout silences decides the answer
-    quiet = ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8)
-    model.train()
-    assert ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8) == quiet
+    model, modes = tiny_model().train(), []
+    model.model.register_forward_hook(lambda decoder, *_: modes.append(decoder.training))
+    ask(model, tokenizer, TASK.messages(TASK.train(1)[0]), max_new_tokens=8)
+    assert set(modes) == {False}
     assert model.training
 
 
@@ -138,7 +133,7 @@ def small(tmp_path, tokenizer):
     tokenizer.save_pretrained(folder)
     return job.Job(
         output=tmp_path / "run", model=str(folder), source="folder", device="cpu", dtype="float32",
-        rank=2, alpha=4, examples=16, test=8, shots=1,
+        rank=2, alpha=4, examples=16, test=8, shots=1, validation=4, validate_every=1,
     )  # fmt: skip
 
 
@@ -168,13 +163,17 @@ def test_the_same_job_again_goes_on_and_another_is_refused(small):
         job.run(job.Job(**{**vars(small), "learning_rate": 1e-4}), progress=False)
 
 
-def test_the_baseline_is_the_untouched_model(small):
-    """It is asked after the training, with the adapter switched off."""
-    result = job.run(small, progress=False)
-    untouched, tokenizer = (load(small.model, source="folder") for load in (load_model, load_tokenizer))
-    asked = {split: TASK.test(split, small.test) for split in SPLITS}
-    expected = {split: evaluate(untouched, tokenizer, TASK, asked[split], progress=False) for split in SPLITS}
-    assert result.scores["untouched"] == expected
+def test_the_baselines_are_asked_with_the_adapter_off_and_the_trained_model_with_it_on(small, monkeypatch):
+    states, evaluate = [], job.evaluate
+
+    def watch(model, *arguments, **options):
+        states.append({layer.enabled for layer in lora_layers(model).values()})
+        return evaluate(model, *arguments, **options)
+
+    monkeypatch.setattr(job, "evaluate", watch)
+    result = job.run(replace(small, test=1), progress=False)
+    assert list(result.scores) == ["untouched", "untouched, 1 examples in the prompt", "after LoRA"]
+    assert states == 2 * len(SPLITS) * [{False}] + len(SPLITS) * [{True}]
 
 
 def test_another_job_is_refused_before_any_question_is_asked(small, monkeypatch):
@@ -200,6 +199,25 @@ def test_options_that_make_no_job_are_refused_before_anything_is_loaded(small, m
         job.run(replace(small, **change), progress=False)
 
 
+def test_the_adapter_has_the_weights_of_the_lowest_validation_loss(small, monkeypatch):
+    losses = iter([3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr("lora_lab.finetune.training.mean_loss", lambda *_: next(losses))
+    result = job.run(replace(small, epochs=4, test=1, baselines=False), progress=False)
+    assert [step for step, _ in result.history.validation] == list(range(1, 9))
+    assert result.history.best_step == 3
+    checkpoint = load_file(small.output / "checkpoint.safetensors")
+    for name, factor in load_file(small.output / "adapter" / "adapter_model.safetensors").items():
+        place = name.removeprefix("base_model.model.").removesuffix(".weight")
+        assert torch.equal(factor, checkpoint[f"best.{place}"])
+        assert not torch.equal(factor, checkpoint[f"parameter.{place}"])
+
+
+def test_a_job_without_validation_keeps_the_last_weights(small):
+    result = job.run(replace(small, validation=0, test=1, baselines=False), progress=False)
+    assert result.history.validation == []
+    assert not any(name.startswith("best.") for name in load_file(small.output / "checkpoint.safetensors"))
+
+
 def test_every_option_reaches_the_training(small, monkeypatch):
     seen = []
     attach, train = job.attach, job.train
@@ -211,7 +229,7 @@ def test_every_option_reaches_the_training(small, monkeypatch):
         job, "train", lambda model, examples, settings, **options: seen.extend([len(examples), settings])
         or train(model, examples, settings, **options),
     )  # fmt: skip
-    training = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "seed": 7}
+    training = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "validate_every": 3, "seed": 7}
     job.run(replace(small, alpha=3, targets=("k_proj",), examples=8, test=1, baselines=False, **training))
     assert seen == [LoRAConfig(rank=2, alpha=3, targets=("k_proj",)), 7, 8, Settings(**training)]
 
