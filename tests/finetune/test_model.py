@@ -153,6 +153,25 @@ def test_unknown_names_and_sources_are_refused(name, source, what):
             load(name, source=source)
 
 
+def test_a_damaged_copy_in_the_cache_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(model_module.assets, "fetch", lambda name: tmp_path / "model.gguf")
+    made = []
+
+    def dequantize(gguf, target):
+        made.append(gguf)
+        tiny_model().save_pretrained(target)
+
+    monkeypatch.setattr(model_module, "_dequantize", dequantize)
+    weights = model_module.prepare() / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert model_module.prepare() == weights.parent
+    assert weights.read_bytes() == whole
+    model_module.prepare()
+    assert len(made) == 2  # once at first, once for the damage, and not for the whole one
+
+
 def test_a_missing_package_is_explained_and_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_LAB_CACHE", str(tmp_path))
 
