@@ -24,8 +24,10 @@ def training_curve(history: History, *, window: int = 10) -> Figure:
     steps = range(1, len(history.losses) + 1)
     smooth = [sum(history.losses[max(0, i - window) : i]) / min(i, window) for i in steps]
     fig, ax = canvas()
-    ax.plot(steps, history.losses, color=GREY, linewidth=0.8, alpha=0.6, label="each step")
-    ax.plot(steps, smooth, color=BLUE, linestyle="-", label=f"mean of the last {window} steps")
+    ax.plot(steps, history.losses, color=GREY, linestyle="-", marker="", linewidth=0.8, label="each step")
+    ax.plot(
+        steps, smooth, color=BLUE, linestyle="-", marker="", linewidth=2.5, label=f"mean of the last {window} steps"
+    )
     if history.validation:
         looks, losses = zip(*history.validation, strict=True)
         ax.plot(looks, losses, color=COLOURS[1], marker="s", linestyle="--", label="validation")

@@ -126,6 +126,17 @@ def test_a_device_that_is_not_there_is_refused(device, tmp_path):
         load_model(tmp_path, source="folder", device=device)
 
 
+def test_both_attention_kernels_compute_the_same_and_the_default_suits_the_device(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    options = {"source": "folder", "dtype": torch.float32, "device": "cpu"}
+    models = [load_model(tmp_path, **options), load_model(tmp_path, **options, attention="sdpa")]
+    assert [model.config._attn_implementation for model in models] == ["eager", "sdpa"]
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    mask = torch.tensor([[0, 1, 1, 1]])  # padding on the left
+    logits = [model(tokens, attention_mask=mask).logits[:, 1:] for model in models]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
 def test_the_hub_is_asked_for_the_original_weights(monkeypatch):
     asked = []
 
