@@ -107,6 +107,11 @@ def test_every_package_that_an_installation_brings_is_pinned():
     assert set(PINS) - names <= OTHERS | CLASSROOM, "a pin that nothing asks for"
 
 
+def test_what_transformers_needs_to_read_gguf_comes_without_an_extra():
+    """Nothing of ours imports accelerate, and peft brings it into the test environment: no other test would miss it."""
+    assert {"accelerate", "gguf"} <= {Requirement(line).name for line in PROJECT["dependencies"]}
+
+
 def test_environment_is_of_conda_forge_and_this_folder():
     assert ENVIRONMENT["name"] == PROJECT["name"]
     assert ENVIRONMENT["channels"] == ["conda-forge"]
