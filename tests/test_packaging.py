@@ -1,6 +1,7 @@
 """pyproject.toml, constraints.txt, environment.yml, the Makefile and the README say the same thing."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -145,9 +146,9 @@ def test_files_beside_the_code_are_packaged():
 
 def recipes(target):
     """Give the commands of a target of the Makefile, in the words of a shell without make."""
-    dry = subprocess.run(
-        ["make", "--dry-run", "--always-make", "PYTHON=python3", target], cwd=ROOT, capture_output=True, text=True
-    )
+    options = ["--dry-run", "--always-make", "--no-print-directory", "PYTHON=python3"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    dry = subprocess.run(["make", *options, target], cwd=ROOT, env=alone, capture_output=True, text=True)
     return [line for line in dry.stdout.splitlines() if not line.startswith(("touch ", "python3 -c "))]
 
 
