@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -172,8 +171,8 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
 
 
 def _store(path: Path, result: dict[str, Any]) -> None:
-    """Write a result in a single step, so that there is always a whole one."""
+    """Write a result where the course keeps them."""
+    from lora_lab.finetune.job import write_json
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, result)

@@ -131,7 +131,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
     scores["after LoRA"] = ask_all()
 
     result = Result(scores, history, counts.trainable, counts.share, job.output)
-    _write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
+    write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
     return result
 
 
@@ -210,7 +210,7 @@ def _metrics(job: Job, result: Result, device: torch.device, dtype: torch.dtype)
     }
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write ``values`` in a single step, so that a reader never finds half a file."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -80,7 +80,7 @@ BROKEN = {
         printing("saved in /home/ada/adapter"),
         printing(r"saved in C:\Users\ada"),
         writing("folder = '/tmp/adapter'"),
-        showing(text="It is in /root/x.png."),
+        showing(text="It is in /home/someone/x.png."),
     ],
     "outputs_stay_the_same": [
         printing("took 3.2 s"),
