@@ -134,12 +134,17 @@ def run_rank_sweep(name: str, command: str, **options: Any) -> Path:
     from lora_lab.finetune import load_model, load_tokenizer
 
     model, tokenizer = load_model(), load_tokenizer()
-    provenance = {"command": command, "options": options, **_where(str(model.device), str(model.dtype))}
+    provenance = {
+        "command": command,
+        "options": options,
+        "attention": model.config._attn_implementation,
+        **_where(str(model.device), str(model.dtype)),
+    }
     path = results_folder() / f"{name}.json"
     done: list[Run] = []
     if path.exists():
         stored = load_result(name)
-        for key in ("options", "device", "dtype", "torch"):
+        for key in ("options", "attention", "device", "dtype", "torch"):
             if json.loads(json.dumps(provenance))[key] != stored["provenance"][key]:
                 raise ValueError(
                     f"{path} was measured with other {key}: {stored['provenance'][key]}, not {provenance[key]}; "

@@ -89,7 +89,7 @@ def test_the_mean_score_averages_the_seeds_of_one_rank():
 @pytest.mark.parametrize("path", sorted(experiments.results_folder().glob("*.json")), ids=lambda path: path.stem)
 def test_every_stored_result_says_where_it_comes_from(path):
     result = json.loads(path.read_text(encoding="utf-8"))
-    needed = {"command", "options", "device", "dtype", "python", "torch", "transformers", "date"}
+    needed = {"command", "options", "attention", "device", "dtype", "python", "torch", "transformers", "date"}
     assert needed <= result["provenance"].keys()
     options = result["provenance"]["options"]
     wanted = {(rank, seed) for rank in options["ranks"] for seed in options["seeds"]}
