@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lora_lab.lowrank._arguments import Matrix, as_matrix
-from lora_lab.lowrank.svd import truncated_svd
+from lora_lab.lowrank._arguments import (
+    Matrix,
+    Norm,
+    as_array,
+    as_matrix,
+    as_nonempty_matrix,
+    as_norm,
+    as_number,
+    as_rank,
+    as_whole_number,
+)
+from lora_lab.lowrank._decomposition import (
+    Decomposition,
+    Spectrum,
+    decomposition_of_matrix,
+    decomposition_of_product,
+    frobenius_of_product,
+    spectrum_of_matrix,
+    spectrum_of_product,
+)
 
 
 @dataclass(init=False, frozen=True, eq=False, repr=False)
@@ -19,7 +39,8 @@ class LowRank:
     The shared dimension r is the number of COLUMNS of ``left`` and the number of ROWS of ``right``. Entry (i, j) is
     row i of ``left`` times column j of ``right``; the whole matrix is a sum of r layers, column k of ``left`` times
     row k of ``right``. The dense matrix is formed only when you ask for it: by ``dense()``, or by giving a LowRank
-    to a NumPy function that needs every entry, as in ``np.array_equal(low, W)``.
+    to a NumPy function that turns it into an array, as ``np.array_equal(low, W)`` does. Functions that go entry by
+    entry, as ``np.abs`` and ``np.sum``, refuse it: give them ``low.dense()``.
 
     Args:
         left: Matrix (m, r), real and finite, m ≥ 1. float32 and float64 are held as they are, without a copy;
@@ -48,14 +69,14 @@ class LowRank:
         object.__setattr__(self, "right", right.astype(dtype, copy=False))
 
     @classmethod
-    def from_svd(cls, W: ArrayLike, rank: int) -> LowRank:
+    def from_svd(cls, W: ArrayLike | LowRank, rank: int) -> LowRank:
         """Give the best approximation of W at a rank: ``left = U √s``, ``right = √s Vt``.
 
         The singular values are shared evenly, so both factors have the same Frobenius norm. Arguments, errors and
-        source are those of ``truncated_svd``.
+        source are those of ``truncated_svd``; only singular values that overflow are no trouble here, for the factors
+        hold their roots.
         """
-        U, s, Vt = truncated_svd(W, rank)
-        return cls(U * np.sqrt(s), np.sqrt(s)[:, None] * Vt)
+        return cls(*leading_decomposition(as_operand(W), rank).factors())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,7 +88,7 @@ class LowRank:
         """The shared dimension r: columns of ``left``, rows of ``right``.
 
         The matrix's own rank can be smaller, never larger: two equal columns in ``left`` count twice here.
-        ``numerical_rank(low.dense())`` gives the matrix's own.
+        ``numerical_rank(low)`` gives the matrix's own.
         """
         return self.left.shape[1]
 
@@ -90,16 +111,110 @@ class LowRank:
         """Give the whole matrix ``left @ right``, shape (m, n)."""
         return self.left @ self.right
 
-    def norm(self) -> float:
-        """Give the Frobenius norm, the root of the sum of all squared entries, from the factors alone.
+    def norm(self, ord: Norm = "fro") -> float:
+        """Give a norm of the matrix, from the factors alone.
 
-        With ``left = Q₁ R₁`` and ``right.T = Q₂ R₂`` the matrix is ``Q₁ (R₁ R₂ᵀ) Q₂ᵀ``, and orthonormal columns do
-        not change the norm: what is left to measure is a matrix of r × r numbers at most.
+        Args:
+            ord: "fro" for the Frobenius norm, the root of the sum of all squared entries; "spectral" for the largest
+                singular value; "nuclear" for the sum of all singular values.
+
+        Raises:
+            ValueError: If ord is none of the three, or the norm is beyond float64.
         """
-        _, left_core = np.linalg.qr(self.left)  # (min(m, r), r)
-        _, right_core = np.linalg.qr(self.right.T)  # (min(n, r), r)
-        core = left_core @ right_core.T
-        return float(np.hypot.reduce(core.astype(np.float64), axis=None))  # hypot: squares would overflow at 1e200
+        if as_norm(ord, "ord") == "fro":
+            norm, exponent = frobenius_of_product(self.left, self.right)
+        else:
+            values, exponent, _ = spectrum_of_product(self.left, self.right)
+            norm = float(values[0] if ord == "spectral" else values.sum(dtype=np.float64))
+        try:
+            return math.ldexp(norm, exponent)
+        except OverflowError as error:
+            raise ValueError("the norm is beyond float64: divide the LowRank by a constant first") from error
+
+    def svd(self) -> tuple[Matrix, Matrix, Matrix]:
+        """Give the singular value decomposition (U, s, Vt) from the factors alone: ``U * s @ Vt`` is the matrix.
+
+        QR of each factor leaves a matrix of r × r numbers at most, and its SVD is the SVD of the whole. Signs are
+        fixed as in ``truncated_svd``.
+
+        Returns:
+            U (m, k) with orthonormal columns, s (k,) from large to small, Vt (k, n) with orthonormal rows, where k is
+            min(m, r, n): all other singular values are 0.
+
+        Raises:
+            ValueError: If a singular value is beyond the dtype.
+        """
+        return decomposition_of_product(self.left, self.right).triple()
+
+    def recompress(self, rank: int) -> LowRank:
+        """Give the best approximation of this matrix at a lower rank, from the factors alone.
+
+        The singular values are shared evenly between the new factors, as in ``from_svd``.
+
+        Args:
+            rank: The new rank, at least 0 and at most min(m, r, n).
+
+        Raises:
+            TypeError: If rank is not a whole number.
+            ValueError: If rank is out of range.
+        """
+        rank = as_whole_number(rank, "rank", at_least=0)
+        highest = min(self.rank, *self.shape)
+        if rank > highest:
+            raise ValueError(f"rank must be at most {highest} to recompress a {self!r}, got {rank}")
+        return LowRank(*decomposition_of_product(self.left, self.right).leading(rank).factors())
+
+    def __add__(self, other: LowRank) -> LowRank:
+        """Give the sum, its layers those of both: ``[left, other.left] @ [right; other.right]``, r the sum of both."""
+        if not isinstance(other, LowRank):
+            raise TypeError(
+                f"a LowRank can be added to a LowRank only, got {type(other).__name__}: "
+                f"write low.dense() for a sum that is dense"
+            )
+        if other.shape != self.shape:
+            raise ValueError(f"a sum needs two matrices of one shape, got {self.shape} and {other.shape}")
+        return LowRank(np.hstack([self.left, other.left]), np.vstack([self.right, other.right]))
+
+    def __neg__(self) -> LowRank:
+        """Give the matrix with every sign flipped."""
+        return LowRank(-self.left, self.right)
+
+    def __sub__(self, other: LowRank) -> LowRank:
+        """Give the difference, its layers those of both matrices."""
+        return self + -other
+
+    def __radd__(self, other: object) -> LowRank:
+        """Refuse ``other + low`` and ``other - low``, as ``low + other`` does: other is no LowRank."""
+        return self + other  # type: ignore[operator]
+
+    __rsub__ = __radd__
+
+    def __mul__(self, number: float) -> LowRank:
+        """Give the matrix times a number.
+
+        The number goes into one factor, and the other is shared: a number above 1 into the factor with the smaller
+        entries, a number below 1 into the other, so that neither leaves the range of its dtype without need.
+        """
+        if not isinstance(number, numbers.Real):
+            raise TypeError(
+                f"a LowRank can be multiplied by a number only, got {type(number).__name__}: "
+                f"write low @ W for the matrix product, low.dense() * W for the product entry by entry"
+            )
+        number = as_number(number, "the number times a LowRank")
+        left_is_larger = np.abs(self.left).max(initial=0) > np.abs(self.right).max(initial=0)
+        with np.errstate(over="ignore"):  # the constructor finds what has become infinite
+            into_right = left_is_larger == (abs(number) > 1)
+            left, right = (self.left, number * self.right) if into_right else (number * self.left, self.right)
+        try:
+            return LowRank(left, right)
+        except ValueError as error:
+            raise ValueError(f"{number} times this LowRank is beyond {self.dtype}") from error
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: float) -> LowRank:
+        """Give the matrix over a number, which is the matrix times 1 / number."""
+        return self * (1 / as_number(number, "the number that divides a LowRank"))
 
     def __matmul__(self, other: ArrayLike | LowRank) -> Any:
         """Give ``left @ (right @ other)``: two thin products, the dense matrix is never formed.
@@ -109,21 +224,18 @@ class LowRank:
                 product is a LowRank too, whose rank is the smaller of the two.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or the factors of a product of two LowRanks leave the range.
         """
         if isinstance(other, LowRank):
             self._check_right_operand(other.shape)
-            middle = self.right @ other.left  # (r, other.rank)
-            if self.rank <= other.rank:
-                return LowRank(self.left, middle @ other.right)
-            return LowRank(self.left @ middle, other.right)
-        array = np.asarray(other)
+            return _product(self, other)
+        array = as_array(other, "the operand")
         self._check_right_operand(array.shape)
         return self.left @ (self.right @ array)
 
     def __rmatmul__(self, other: ArrayLike) -> NDArray[Any]:
         """Give ``(other @ left) @ right`` for a vector (m,), a matrix (k, m), or a stack of matrices (..., k, m)."""
-        array = np.asarray(other)
+        array = as_array(other, "the operand")
         if array.shape[-1:] != self.shape[:1]:
             raise ValueError(
                 f"array of shape {array.shape} @ LowRank of shape {self.shape}: "
@@ -149,6 +261,38 @@ class LowRank:
         """Say the shape, the rank, and what the factors store."""
         m, n = self.shape
         return f"LowRank {m}×{n} of rank {self.rank}: {self.size:,} numbers instead of {m * n:,}"
+
+
+def as_operand(W: ArrayLike | LowRank) -> Matrix | LowRank:
+    """Give what a function takes for W: a LowRank as it is, anything else as a matrix that is checked."""
+    return W if isinstance(W, LowRank) else as_nonempty_matrix(W, "W")
+
+
+def spectrum(W: Matrix | LowRank) -> Spectrum:
+    """Give all min(m, n) singular values, those of a LowRank from its factors alone."""
+    return spectrum_of_product(W.left, W.right) if isinstance(W, LowRank) else spectrum_of_matrix(W)
+
+
+def leading_decomposition(W: Matrix | LowRank, rank: int) -> Decomposition:
+    """Give the ``rank`` leading singular values and vectors, those of a LowRank from its factors alone."""
+    rank = as_rank(rank, *W.shape)
+    if not isinstance(W, LowRank):
+        return decomposition_of_matrix(W).leading(rank)
+    missing = max(rank - W.rank, 0)  # layers of zeros give the singular vectors that the factors do not have
+    left, right = np.pad(W.left, ((0, 0), (0, missing))), np.pad(W.right, ((0, missing), (0, 0)))
+    return decomposition_of_product(left, right).leading(rank)
+
+
+def _product(one: LowRank, two: LowRank) -> LowRank:
+    """Give ``one @ two`` in factors: two of the four are multiplied with the small matrix in the middle."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the constructor finds what has become infinite
+        middle = one.right @ two.left  # (one.rank, two.rank)
+        thinner = one.rank <= two.rank
+        factors = (one.left, middle @ two.right) if thinner else (one.left @ middle, two.right)
+    try:
+        return LowRank(*factors)
+    except ValueError as error:
+        raise ValueError(f"the factors of this product are beyond {middle.dtype}: scale the LowRanks first") from error
 
 
 def _mismatch(left: tuple[int, ...], right: tuple[int, ...]) -> str:

@@ -43,7 +43,12 @@ def test_whole_numbers_of_numpy_are_whole_numbers():
     [
         ((9, 9, 10), ValueError, r"rank must be at most min\(m, n\) = 9"),
         ((9, 9, -1), ValueError, "rank must be at least 0"),
-        ((9, 9, 1.5), TypeError, "rank must be a whole number"),
+        ((9, 9, 1.5), TypeError, "rank must be a whole number, got 1.5"),
+        ((9, 9, True), TypeError, "rank must be a whole number, got True"),
+        ((9, 9, None), TypeError, "rank must be a whole number, got None"),
+        ((1, 9, 2), ValueError, r"rank must be at most min\(m, n\) = 1 for a 1×9 matrix, got 2"),
+        (("9", 9, 1), TypeError, "m must be a whole number, got '9'"),
+        ((np.nan, 9, 1), TypeError, "m must be a whole number, got nan"),
         ((0, 9, 0), ValueError, "m must be at least 1, got 0"),
         ((9, -9, 0), ValueError, "n must be at least 1, got -9"),
         ((9.0, 9, 1), TypeError, "m must be a whole number, got 9.0"),
