@@ -51,7 +51,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="look this machine over, and say what to do about each problem")
     doctor.set_defaults(carry_out=_doctor)
 
-    fetch = commands.add_parser("fetch", help="download the model into the cache")
+    fetch = commands.add_parser("fetch", help="download the model and the data into the cache")
     fetch.add_argument("names", nargs="*", type=_name, metavar="NAME", help="what to fetch (default: everything)")
     how = fetch.add_mutually_exclusive_group()
     how.add_argument("--list", action="store_true", help="show what there is, and fetch nothing")
@@ -75,6 +75,14 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     experiment.add_argument("--learning-rate", type=float, default=4e-3, help="AdamW's largest (%(default)s)")
     experiment.add_argument("--test", type=int, default=64, help="questions of each test split (%(default)s)")
     experiment.set_defaults(carry_out=_experiment)
+
+    bench = commands.add_parser("bench", help="measure the course's functions beside those of other libraries")
+    bench.add_argument("what", choices=["svd"], help="which function: svd is randomized_svd")
+    bench.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="one process for each (%(default)s)")
+    bench.add_argument("--repeats", type=int, default=7, help="runs of each randomized method (%(default)s)")
+    bench.add_argument("--output", metavar="NAME", help="store data/results/NAME.json and figures (default: do not)")
+    bench.add_argument("--quick", action="store_true", help="small matrices, to see that it works")
+    bench.set_defaults(carry_out=_bench)
 
     finetune = commands.add_parser("finetune", help="fine-tune the language model without a notebook")
     if arguments[:1] == ["finetune"]:
@@ -150,6 +158,17 @@ def _experiment(options: argparse.Namespace) -> int:
     names = ("ranks", "seeds", "examples", "epochs", "learning_rate", "test")
     command = shlex.join(["lora-lab", *options.arguments])
     print(run_rank_sweep(options.name, command, **{name: getattr(options, name) for name in names}))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """Measure, and print a table and what it comes to."""
+    from lora_lab.course import benchmarks
+
+    names = ("threads", "repeats", "quick", "output")
+    command = shlex.join(["lora-lab", *options.arguments])
+    runs = benchmarks.bench_svd(command, **{name: getattr(options, name) for name in names})
+    print(benchmarks.table(runs), benchmarks.verdict(runs), sep="\n\n")
     return 0
 
 

