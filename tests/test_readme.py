@@ -14,11 +14,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lora_lab.finetune
 from lora_lab import assets
+from lora_lab.course.benchmarks import TOLERANCE
+from lora_lab.course.experiments import load_result
 from lora_lab.course.notebooks import notebooks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATA_README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 
 
 class Letters:
@@ -43,15 +47,24 @@ def tiny_model():
     return model
 
 
+def test_low_rank_example_finds_the_rank_and_stores_what_it_says():
+    names = {}
+    exec(BLOCKS[0], names)
+    W, low = names["W"], names["low"]
+    assert (names["rank"], low.size, W.size) == (5, 3_500, 120_000)
+    assert "3,500 numbers instead of 120,000" in BLOCKS[0]
+    np.testing.assert_allclose(names["lost"], np.linalg.norm(W - low.dense()) / np.linalg.norm(W))
+    np.testing.assert_allclose(names["U"] * names["s"] @ names["Vt"], low.dense(), atol=1e-6)
+
+
 def test_quickstart_trains_an_adapter_that_peft_loads(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lora_lab.finetune, "load_model", tiny_model)
     monkeypatch.setattr(lora_lab.finetune, "load_tokenizer", Letters)
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
-    assert len(blocks) == 2
     names = {}
-    for block in blocks:
+    for block in BLOCKS[1:]:
         exec(block, names)
+    assert len(BLOCKS) == 3
     assert sorted(path.name for path in Path("singer-adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -90,9 +103,32 @@ def test_figure_is_what_its_command_draws(tmp_path):
 
 
 def test_figure_has_its_sentence_in_both_places():
-    [(sentence, _)] = re.findall(r"!\[(.+?)\]\((.+?)\)", README)
+    [sentence] = re.findall(r"!\[(.+?)\]\(data/figures/factorization.png\)", README)
     assert sentence.startswith("The 9 × 9 multiplication table, 81 numbers, is a 9 × 1 column times a 1 × 9 row, 18")
     assert sentence.removeprefix("The ") in DATA_README.replace("\n", " ")
+
+
+def test_speed_is_what_was_measured():
+    cells = {}
+    for run in load_result("svd-bench-cpu")["runs"]:
+        where = (run["case"], run["dtype"], run["rank"], run["threads"])
+        cells.setdefault(where, {})[run["method"]] = run
+
+    def times(rival, threads=(1, 2)):
+        pairs = [(c[rival], c["lora-lab randomized_svd"]) for where, c in cells.items() if where[3] in threads]
+        return [np.median(theirs["seconds"]) / np.median(ours["seconds"]) for theirs, ours in pairs]
+
+    rival, text = "scikit-learn randomized_svd", " ".join(README.split())
+    mean, one, two = (np.exp(np.mean(np.log(times(rival, threads)))) for threads in ((1, 2), (1,), (2,)))
+    assert f"measured in [{len(cells)} cells]" in text
+    assert (
+        f"takes 1/{mean:.1f} of the time of scikit-learn's (1/{one:.1f} with one thread, 1/{two:.1f} with two)" in text
+    )
+    assert f"is faster in {sum(ratio < 1 for ratio in times('scipy svds'))} of the cells" in text
+    assert min(times(rival, (2,))) > 1, "the figure's sentence says so"
+    for (_, dtype, _, _), cell in cells.items():
+        ours, theirs = (1 + np.median(cell[method]["excess"]) for method in ("lora-lab randomized_svd", rival))
+        assert ours <= theirs * (1 + TOLERANCE[dtype])
 
 
 def test_licence_and_rounding_of_the_model_are_told():

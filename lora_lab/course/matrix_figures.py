@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 WIDTH = 8.4  # inches on the screen
 
 
-def factorization_figure(low: LowRank | None = None) -> Figure:
+def factorization_figure(low: LowRank | None = None, *, entry: tuple[int, int] | None = None) -> Figure:
     """Draw ``matrix = left · right`` as three coloured grids with their counts, the shared dimension marked.
 
     Args:
         low: The matrix in factors, small enough to read every entry. By default the 9×9 multiplication table as
             9×1 times 1×9.
+        entry: Row and column of an entry of the matrix, counted from 0. It is framed, together with what it is made
+            of: the row of ``left`` and the column of ``right``.
     """
     if low is None:
         numbers = np.arange(1, 10)
@@ -49,6 +51,11 @@ def factorization_figure(low: LowRank | None = None) -> Figure:
     shared = {"color": VERMILLION, "weight": "bold"}
     ax.text(left_at + r / 2, -0.3, _count(r, "column"), ha="center", va="bottom", **shared)
     ax.text(right_at - 0.3, m / 2, _count(r, "row"), ha="right", va="center", rotation=90, **shared)
+    if entry is not None:
+        row, column = entry
+        _frame(ax, column, row, 1, 1)
+        _frame(ax, left_at, row, r, 1)
+        _frame(ax, right_at + column, (m - r) / 2, 1, r)
     ax.set(xlim=(-0.1, total + 0.1), ylim=(max(m, r) + 2.2, -1.2))
     return fig
 
@@ -170,6 +177,13 @@ def _draw_grid(
         ax.text(x + column + 0.5, y + row + 0.5, _short(entry), ha="center", va="center", color=ink, fontsize=text_size)
     ax.set_aspect("equal")
     ax.axis("off")
+
+
+def _frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:
+    """Draw a thick frame around cells, its upper left corner at (x, y)."""
+    from matplotlib.patches import Rectangle
+
+    ax.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=VERMILLION, linewidth=3, zorder=3))
 
 
 def _short(entry: Any) -> str:

@@ -32,6 +32,14 @@ def test_factorization_figure_of_rank_2():
         assert text in drawn
 
 
+def test_factorization_figure_frames_an_entry_and_what_it_is_made_of():
+    ax = matrix_figures.factorization_figure(addition_in_factors(), entry=(2, 7)).axes[0]
+    entry, row, column = ((frame.get_xy(), frame.get_width(), frame.get_height()) for frame in ax.patches)
+    assert entry == ((7, 2), 1, 1)
+    assert row == ((11, 2), 2, 1)  # the left factor begins at 9 + 2 cells
+    assert column[1:] == (1, 2)
+
+
 def test_layers_figure_shows_every_layer():
     drawn = texts(matrix_figures.layers_figure(addition_in_factors()))
     assert [text for text in drawn if not text.isdigit()] == ["the matrix", "layer 1", "layer 2", "=", "+"]

@@ -52,6 +52,7 @@ def by_iteration(W):
         ("01.break_even", 418),
         ("01.break_even", np.int64(418)),
         ("01.break_even", 418.0),
+        ("01.break_even", [418]),
         ("01.rank_of", (1, 2, 3, 9, 2)),
         ("01.rank_of", np.array([1, 2, 3, 9, 2])),
         ("01.outer", by_svd),

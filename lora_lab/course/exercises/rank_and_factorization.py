@@ -17,13 +17,14 @@ def break_even() -> int:
 def _check_break_even(answer: Any) -> str | None:
     """Compare with 418, and show what the answer would store."""
     right, dense = break_even(), 576 * 1536
-    rank = float(answer)
+    rank = float(np.asarray(answer).item())
     if rank == right:
         return None
     if not rank.is_integer():
-        return f"{answer} is where the two counts are equal; a rank is a whole number, and it must still save."
+        equal = " That is where the two counts are equal." if np.isclose(rank, dense / (576 + 1536), atol=0.1) else ""
+        return f"{rank:g} is no rank: a rank is a whole number.{equal} Which whole number is the last that saves?"
     if not 0 <= rank <= 576:
-        return f"{rank:.0f} is no rank of a 576 × 1536 matrix: a rank is at most the smaller side."
+        return f"{rank:.0f} is no rank of a 576 × 1536 matrix: a rank is at least 0 and at most the smaller side."
     count = parameter_count(576, 1536, int(rank))
     comparison = f"rank {rank:.0f} stores {rank:.0f} · (576 + 1536) = {count:,} numbers, the matrix stores {dense:,}"
     if count >= dense:
@@ -212,9 +213,11 @@ EXERCISES = (
         mistakes=(
             (576, "rank 576 stores 576 · (576 + 1536) = 1,216,512 numbers"),
             (419, "rank 419 stores 419 · (576 + 1536) = 884,928 numbers, the matrix stores 884,736: that is no saving"),
-            (576 * 1536 / (576 + 1536), "a rank is a whole number"),
+            (576 * 1536 / (576 + 1536), "That is where the two counts are equal"),
+            (288.5, "288.5 is no rank: a rank is a whole number. Which"),
             (288, "a saving, but not the largest rank"),
-            (1536, "a rank is at most the smaller side"),
+            (1536, "at most the smaller side"),
+            (-1, "a rank is at least 0"),
         ),
     ),
     Exercise(
