@@ -86,12 +86,22 @@ def test_the_mean_score_averages_the_seeds_of_one_rank():
         experiments.mean_score(runs, 2, "a")
 
 
-@pytest.mark.parametrize("path", sorted(experiments.results_folder().glob("*.json")), ids=lambda path: path.stem)
+RESULTS = sorted(experiments.results_folder().glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_stored_result_says_where_it_comes_from(path):
     result = json.loads(path.read_text(encoding="utf-8"))
-    needed = {"command", "options", "attention", "device", "dtype", "python", "torch", "transformers", "date"}
-    assert needed <= result["provenance"].keys()
+    assert {"command", "device", "python", "torch", "lora-lab", "date"} <= result["provenance"].keys()
+    assert result["provenance"]["command"].startswith("lora-lab ")
+    assert result["runs"]
+    assert f"## results/{path.name}" in (path.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if "sweep" in path.stem], ids=lambda path: path.stem)
+def test_a_stored_sweep_is_whole_and_says_how_it_was_trained(path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {"options", "attention", "dtype", "transformers"} <= result["provenance"].keys()
     options = result["provenance"]["options"]
     wanted = {(rank, seed) for rank in options["ranks"] for seed in options["seeds"]}
     assert {(run["rank"], run["seed"]) for run in result["runs"]} == wanted
-    assert f"## results/{path.name}" in (path.parents[1] / "README.md").read_text(encoding="utf-8")
