@@ -24,6 +24,8 @@ WIDTH = 8.4  # inches on the screen
 def factorization_figure(low: LowRank | None = None, *, entry: tuple[int, int] | None = None) -> Figure:
     """Draw ``matrix = left · right`` as three coloured grids with their counts, the shared dimension marked.
 
+    Each grid has colours of its own, from its smallest entry to its largest.
+
     Args:
         low: The matrix in factors, small enough to read every entry. By default the 9×9 multiplication table as
             9×1 times 1×9.
@@ -172,11 +174,26 @@ def _draw_grid(
         linewidth=0.8,
     )
     for (row, column), entry in np.ndenumerate(W):
-        red, green, blue, _ = mesh.cmap(mesh.norm(entry))
-        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
+        ink = _ink(tuple(mesh.to_rgba(entry))[:3])
         ax.text(x + column + 0.5, y + row + 0.5, _short(entry), ha="center", va="center", color=ink, fontsize=text_size)
     ax.set_aspect("equal")
     ax.axis("off")
+
+
+def _ink(colour: tuple[float, float, float]) -> str:
+    """Choose black or white, whichever stands out more on a colour: the contrast is then 4.58 : 1 at least.
+
+    The contrast of two colours is (L + 0.05) / (l + 0.05), L the relative luminance of the lighter and l of the darker.
+
+    Args:
+        colour: Red, green and blue, each from 0 to 1, in sRGB.
+
+    Source:
+        Web Content Accessibility Guidelines 2.2 (2023), "contrast ratio" and "relative luminance".
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
 def _frame(ax: Axes, x: float, y: float, width: float, height: float) -> None:

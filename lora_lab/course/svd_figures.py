@@ -15,11 +15,11 @@ from lora_lab.course.figures import (
     BLACK,
     BLUE,
     COLOURS,
-    DIVERGING,
     GREY,
     LINE_STYLES,
     MARKERS,
     ORANGE,
+    SEQUENTIAL,
     SKY,
     VERMILLION,
     canvas,
@@ -95,12 +95,12 @@ def shapes_figure(m: int, n: int, rank: int) -> Figure:
     gap = 1.3
     starts = np.cumsum([0, n + gap, m + gap, n + gap])  # of W, U, s, Vt, in cells
     total = starts[-1] + n
-    fig, ax = canvas(width=WIDTH, height=WIDTH * (m + 3.3) / (total + 0.4))
+    fig, ax = canvas(width=WIDTH, height=WIDTH * (m + 4.3) / (total + 0.4))
     for x, height, width, kept_height, kept_width, name in (
-        (starts[0], m, n, m, n, f"W\n{m} × {n}"),
-        (starts[1], m, m, m, rank, f"U\n{m} × {rank}"),
-        (starts[2], m, n, rank, rank, f"s\n{rank}"),
-        (starts[3], n, n, rank, n, f"Vᵀ\n{rank} × {n}"),
+        (starts[0], m, n, m, n, f"W\n{m} × {n}\n"),
+        (starts[1], m, m, m, rank, f"U\n{m} × {m}\nkept: {m} × {rank}"),
+        (starts[2], m, n, rank, rank, f"s\n{n}\nkept: {rank}"),
+        (starts[3], n, n, rank, n, f"Vᵀ\n{n} × {n}\nkept: {rank} × {n}"),
     ):
         plain = x == starts[0]
         if not plain:
@@ -111,7 +111,7 @@ def shapes_figure(m: int, n: int, rank: int) -> Figure:
     for k in range(n):  # the singular values stand on the diagonal
         ax.plot(starts[2] + k + 0.5, k + 0.5, "o", color="white" if k < rank else GREY, markersize=4)
     for x, sign in zip(starts[1:], ("=", "·", "·"), strict=True):
-        ax.text(x - gap / 2, n / 2, sign, ha="center", va="center", fontsize=18)
+        ax.text(x - gap / 2, n / 2, sign, ha="center", va="center", fontsize=24 if sign == "·" else 18, weight="bold")
     y = m + 0.75
     for x, face, hatch, text in (
         (starts[0], BLUE, "", f"kept at rank {rank}"),
@@ -120,7 +120,7 @@ def shapes_figure(m: int, n: int, rank: int) -> Figure:
     ):
         _block(ax, x, 0.7, 0.9, face, hatch, GREY, y=y)
         ax.text(x + 1.2, y + 0.35, text, va="center")
-    ax.set(xlim=(-0.2, total + 0.2), ylim=(m + 1.6, -1.9), aspect="equal")
+    ax.set(xlim=(-0.2, total + 0.2), ylim=(m + 1.6, -2.7), aspect="equal")
     ax.axis("off")
     return fig
 
@@ -128,8 +128,8 @@ def shapes_figure(m: int, n: int, rank: int) -> Figure:
 def layers_figure(W: ArrayLike, ranks: Sequence[int]) -> Figure:
     """Draw the layers of a picture and their sums: above, layer k = σₖ · uₖ · vₖᵀ; below, all layers up to k.
 
-    Layers are blue where they take away and red where they add. Sums are grey, from the smallest entry of W to its
-    largest.
+    A layer is light where it adds, dark where it takes away, and grey where it does neither. Sums are grey, from the
+    smallest entry of W to its largest.
 
     Args:
         W: Matrix (m, n), a picture.
@@ -143,7 +143,7 @@ def layers_figure(W: ArrayLike, ranks: Sequence[int]) -> Figure:
     for column, k in enumerate(ranks):
         layer = s[k - 1] * np.outer(U[:, k - 1], Vt[k - 1])
         largest = np.abs(layer).max()
-        axes[0, column].imshow(layer, cmap=DIVERGING, vmin=-largest, vmax=largest, interpolation="nearest")
+        axes[0, column].imshow(layer, cmap=SEQUENTIAL, vmin=-largest, vmax=largest, interpolation="nearest")
         axes[0, column].set_title(f"layer {k}: {_percent(shares[k - 1])}", fontsize=10.5)
         partial = U[:, :k] * s[:k] @ Vt[:k]
         axes[1, column].imshow(partial, cmap="gray", vmin=W.min(), vmax=W.max(), interpolation="nearest")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from lora_lab.course import matrix_figures
 from lora_lab.course.figures import png_bytes
@@ -44,6 +45,26 @@ def test_layers_figure_shows_every_layer():
     drawn = texts(matrix_figures.layers_figure(addition_in_factors()))
     assert [text for text in drawn if not text.isdigit()] == ["the matrix", "layer 1", "layer 2", "=", "+"]
     assert sum(text.isdigit() for text in drawn) == 3 * 81
+
+
+def contrast(ink, colour):
+    """Give the contrast of two colours as WCAG 2.2 defines it, from its text."""
+
+    def luminance(rgb):
+        red, green, blue = ((c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for c in rgb)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, light = sorted(luminance(to_rgb(c)) for c in (ink, colour))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_entry_can_be_read_on_its_colour():
+    W = gallery.multiplication_table_with_error()
+    for fig in (matrix_figures.factorization_figure(), matrix_figures.damage_figure(W, LowRank.from_svd(W, 1))):
+        ax = fig.axes[0]
+        mesh = ax.collections[0]  # the matrix; its entries are the first texts
+        for entry, text in zip(mesh.get_array().ravel(), ax.texts, strict=False):
+            assert contrast(text.get_color(), mesh.cmap(mesh.norm(entry))[:3]) >= 4.5  # WCAG's level AA
 
 
 def test_damage_figure_is_signed_and_symmetric_in_colour():

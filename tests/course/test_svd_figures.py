@@ -63,7 +63,8 @@ def test_circles_are_drawn_in_the_plane_only(draw, W):
 
 def test_shapes_figure_draws_the_three_parts_to_scale():
     [ax] = svd_figures.shapes_figure(9, 5, 2).axes
-    assert {"W\n9 × 5", "U\n9 × 2", "s\n2", "Vᵀ\n2 × 5", "kept at rank 2"} <= set(texts(ax))
+    names = {"W\n9 × 5\n", "U\n9 × 9\nkept: 9 × 2", "s\n5\nkept: 2", "Vᵀ\n5 × 5\nkept: 2 × 5"}
+    assert names | {"kept at rank 2"} <= set(texts(ax))
     drawn = {(patch.get_height(), patch.get_width()) for patch in ax.patches}
     assert {(9, 5), (9, 9), (5, 5), (9, 2), (2, 2), (2, 5)} <= drawn
     assert len(ax.lines) == 5  # the singular values
@@ -84,6 +85,8 @@ def test_layers_figure_draws_layers_and_their_sums():
         assert np.allclose(layer.get_array(), s[k - 1] * np.outer(U[:, k - 1], Vt[k - 1]))
         assert np.allclose(total.get_array(), LowRank.from_svd(picture, k).dense())
         assert layer.norm.vmin == -layer.norm.vmax
+        lightness = [sum(layer.cmap(place)[:3]) for place in (0.0, 0.25, 0.5, 0.75, 1.0)]
+        assert lightness == sorted(lightness)  # without colour too you see what adds and what takes away
         assert (total.norm.vmin, total.norm.vmax) == (0, 1)
     assert [ax.get_title(loc="left") for ax in axes[1]] == ["layer 1", "layers 1 and 2", "layers 1 to 5"]
     energy = 1 - rank_errors(picture)[1] ** 2

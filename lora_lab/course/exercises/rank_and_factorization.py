@@ -55,6 +55,10 @@ def _check_rank_of(answer: Any) -> str | None:
     for (matrix, reason), mine, rank in zip(_RANK_REASONS, ranks, right, strict=True):
         if mine is None or mine is Ellipsis:
             return f"so far so good; the rank of {matrix} is still blank."
+        if isinstance(mine, str):
+            return f"the rank of {matrix} is a number; yours is the text {mine!r}. Leave out the quotation marks."
+        if mine == 0:
+            return f"the rank of {matrix} is not 0: a matrix of rank 0 has no layer, so it is all zeros."
         if mine != rank:
             return f"the rank of {matrix} is not {mine}: {reason}"
     return None
@@ -107,6 +111,11 @@ def _wrong_factors(result: Any, W: np.ndarray) -> str | None:
         return "the product is all zeros. The row or column that you took is zero here; another one is not."
     if W[0, 0] != 0 and np.allclose(product, W * W[0, 0]):
         return f"the product is {W[0, 0]} times W. W[0, 0] is in both factors, and it may count only once."
+    times = np.sum(product * W) / np.sum(W * W)
+    if np.allclose(product, times * W, atol=1e-8 * np.abs(product).max()):
+        return f"the product is {times:.3g} times W: the pattern is right, and the size is not."
+    if W[0, 0] > 1 and (np.array_equal(left, W[:, [0]] // W[0, 0]) or np.array_equal(right, W[[0], :] // W[0, 0])):
+        return "the product is not W: // rounds down to whole numbers, and here the multiples have fractions. Use /."
     return f"the product is not W: it differs in {np.count_nonzero(~np.isclose(product, W))} of {W.size} entries."
 
 
@@ -239,6 +248,8 @@ EXERCISES = (
             ([1, 2, 3, 9, 9], "how many different rows"),
             ([1, 2, 3, 9], "the answer has 5 ranks"),
             ([1, 2, 3, 9, None], "still blank"),
+            (["1", "2", "3", "9", "2"], "the rank of i·j + i + j + 1 is a number; yours is the text '1'"),
+            ([1, 2, 3, 0, 2], "so it is all zeros"),
         ),
     ),
     Exercise(
@@ -262,6 +273,9 @@ EXERCISES = (
             (lambda W: W[:, [0]] @ W[[0], :], "two arrays are asked for"),
             (_divide_by_the_corner, "something divided by an entry that is 0"),
             (lambda W: (W[:, [0]], np.ones((1, W.shape[1]))), "it differs in 72 of 81 entries"),
+            (lambda W: (W[:, [0]] / 9, W[[0], :] / 9), "the product is 0.0123 times W"),
+            (lambda W: (W[:, [0]] // W[0, 0], W[[0], :]), "// rounds down to whole numbers"),
+            (lambda W: (W[:, [0]], W[[0], :] // W[0, 0]), "// rounds down to whole numbers"),
         ),
     ),
     Exercise(

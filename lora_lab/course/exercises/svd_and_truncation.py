@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lora_lab.course.exercises.framework import Exercise, Function, called
-from lora_lab.lowrank import gallery, rank_errors
+from lora_lab.lowrank import LowRank, gallery, rank_errors
 
 
 def best(W: np.ndarray, rank: int) -> np.ndarray:
@@ -88,19 +88,29 @@ def rank_for(W: np.ndarray, share: float) -> int:
     return int(np.argmax(carried >= share)) + 1
 
 
+def _energies(W: np.ndarray, total: float | None = None) -> np.ndarray:
+    """Give the share of each layer, σₖ² over the sum of all σ²; or make the mistake of dividing by another total."""
+    squares = np.linalg.svd(W, compute_uv=False) ** 2
+    return squares / (np.sum(squares) if total is None else total)
+
+
 def _check_energy(answer: Function) -> str | None:
     """Try matrices whose singular values can be read off, and one where they cannot."""
     turned, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((5, 4)))
     for W, values, share in (
         (turned * [9.0, 2.0, 1.0, 0.1], "9, 2, 1, 0.1", 0.9),
+        (turned * [0.5, 0.5, 0.4, 0.1], "0.5, 0.5, 0.4, 0.1", 0.6),
         (np.diag([3.0, 2.0, 1.0]), "3, 2, 1", 0.6),
         (np.diag([3.0, 2.0, 1.0]), "3, 2, 1", 0.9),
         (np.diag([1.0, 2.0, 3.0]), "3, 2, 1", 0.95),
         (turned * [9.0, 9.0, 9.0, 9.0], "9, 9, 9, 9", 0.7),
     ):
         got, right = answer(W.copy(), share), rank_for(W, share)
+        what = f"{called(answer, W, share)}, where s is {values}, gives"
+        if np.ndim(got):
+            return f"{what} {len(got)} values: one is asked for. np.argmax of booleans gives the index of the first."
         if got != right:
-            return f"{called(answer, W, share)}, where s is {values}, gives {got}: {_wrong_energy(got, W, share)}"
+            return f"{what} {got}: {_wrong_energy(got, W, share)}"
     return None
 
 
@@ -108,13 +118,16 @@ def _wrong_energy(got: Any, W: np.ndarray, share: float) -> str:
     """Say which other question a wrong rank answers."""
     s = np.linalg.svd(W, compute_uv=False)
     right = rank_for(W, share)
-    if not float(got).is_integer():
+    if isinstance(got, str) or not float(got).is_integer():
         return "a rank is asked for, a whole number."
+    if got == np.argmax(np.cumsum(s**2) >= share) + 1:
+        return "energy is a share: divide the sum of s² by the sum of all s²."
+    if got == np.argmax(s**2 / np.sum(s**2) >= share) + 1:
+        return f"no layer alone need carry {share:.0%}. Add up the energies of the first layers."
     if got == right - 1:
         carried = np.sum(s[: right - 1] ** 2) / np.sum(s**2)
-        return (
-            f"{got} layers carry {carried:.0%}, which is less than {share:.0%}. An index counts from 0, a rank from 1."
-        )
+        layers = "1 layer carries" if got == 1 else f"{got} layers carry"
+        return f"{layers} {carried:.0%}, which is less than {share:.0%}. An index counts from 0, a rank from 1."
     if got == np.argmax(np.cumsum(s) / s.sum() >= share) + 1:
         return "you added up s; energy is the sum of the SQUARES, s²."
     if got == np.argmax(rank_errors(W) <= 1 - share):
@@ -147,15 +160,25 @@ def _check_error_from_tail(answer: Function) -> str | None:
 def _wrong_tail(got: float, s: np.ndarray, rank: int) -> str:
     """Say which other measure a wrong error is."""
     tail, right = s[rank:], error_from_tail(s, rank)
+    begins = f"the tail begins at s[{rank}], after {rank} {'value' if rank == 1 else 'values'}."
     if 0 < right < 1e-6:
-        return f"it should be {right:.3g}. 1 − (nearly 1) has no digits left; add up the tail itself."
+        return (
+            f"it should be {right:.3g}. A rounded number has no digits left for it, nor has 1 − (nearly 1): "
+            "add up the tail itself."
+        )
     for value, reason in (
         (np.sum(tail**2) / np.sum(s**2), "that is the share of the squares which is lost. The error is its root."),
         (np.sum(tail) / np.sum(s), "you added up s. The Frobenius norm adds up squares, and takes the root."),
         (np.linalg.norm(s[:rank]) / np.linalg.norm(s), "that is what is kept. What is lost are the values AFTER them."),
         (np.linalg.norm(tail), "divide by the norm of W, which is the norm of all of s, to make it relative."),
         (np.max(tail, initial=0) / s[0], "that is the spectral norm: the largest value lost, over the largest of all."),
-        (np.linalg.norm(s[rank + 1 :]) / np.linalg.norm(s), f"the tail begins at s[{rank}], after {rank} values."),
+        (np.linalg.norm(s[rank + 1 :]) / np.linalg.norm(s), begins),
+        (np.linalg.norm(s[max(rank - 1, 0) :]) / np.linalg.norm(s), begins),
+        (
+            np.linalg.norm(tail) / (np.linalg.norm(s[:rank]) or np.inf),
+            "divide by the norm of W, which is the norm of all of s, not of what is kept.",
+        ),
+        (np.linalg.norm(tail) / np.sum(s), "divide by the norm of W: squares of all of s, added up, and the root."),
         (
             1 - np.linalg.norm(s[:rank]) / np.linalg.norm(s),
             "the norms of what is kept and what is lost do not add up to 1. Their squares do.",
@@ -210,7 +233,11 @@ def _wrong_signs(result: Any, first: Any, U: np.ndarray, s: np.ndarray, Vt: np.n
             return "the product U * s @ Vt changed. A column of U and the same ROW of Vt must be flipped together."
         return "the product U * s @ Vt changed. Only whole columns of U and rows of Vt may be flipped."
     if first is not None and not (np.allclose(fixed_U, first[0]) and np.allclose(fixed_Vt, first[1])):
-        return "the same SVD with some pairs flipped gives another result. Each pair needs a sign of its own."
+        zero = " Here U[0, 0] is 0: does your rule see a sign in it?" if U[0, 0] == 0 else ""
+        return (
+            "the same SVD with some pairs flipped gives another result. Where a pair is flipped, the sign that your "
+            f"rule finds for it must flip too.{zero}"
+        )
     return None
 
 
@@ -256,8 +283,9 @@ def _wrong_right(right: np.ndarray, W: np.ndarray, left: np.ndarray) -> str | No
         return None
     if np.allclose(right, left.T @ W):
         return "left.T @ W would be right if the columns of left were orthonormal. They are not."
-    if np.allclose(right, np.linalg.svd(W, full_matrices=False)[2][: left.shape[1]]):
-        return "those rows of Vt are the best partner of U·s, not of this left."
+    _, s, Vt = (part[: left.shape[1]] for part in np.linalg.svd(W, full_matrices=False))
+    if any(np.allclose(np.abs(right), np.abs(Vt * s[:, None] ** power)) for power in (0, 0.5, 1)):
+        return "those rows of Vt are the best partner of the SVD's own left, not of this one."
     error, least = (np.linalg.norm(W - left @ R) / np.linalg.norm(W) for R in (right, wanted))
     return f"its relative error is {error:.3f}, and {least:.3f} is possible with this left."
 
@@ -304,6 +332,10 @@ EXERCISES = (
             (lambda W, share: np.argmax(rank_errors(W) <= 1 - share), "a share of squares, which asks for less"),
             (lambda W, share: 1 - rank_errors(W)[1] ** 2, "a whole number"),
             (lambda W, share: min(W.shape), "rank 1 already carries"),
+            (lambda W, share: "2", "a whole number"),
+            (lambda W, share: _energies(W).cumsum() >= share, "gives 4 values: one is asked for"),
+            (lambda W, share: np.argmax(_energies(W, total=1.0).cumsum() >= share) + 1, "divide the sum of s²"),
+            (lambda W, share: np.argmax(_energies(W) >= share) + 1, "Add up the energies of the first layers"),
         ),
     ),
     Exercise(
@@ -322,10 +354,14 @@ EXERCISES = (
             (lambda s, rank: np.linalg.norm(s[rank:]), "to make it relative"),
             (lambda s, rank: s[rank] / s[0], "that is the spectral norm"),
             (lambda s, rank: np.linalg.norm(s[rank + 1 :]) / np.linalg.norm(s), "the tail begins at s[1]"),
+            (lambda s, rank: np.linalg.norm(s[max(rank - 1, 0) :]) / np.linalg.norm(s), "at s[1], after 1 value."),
+            (lambda s, rank: np.linalg.norm(s[rank:]) / np.linalg.norm(s[:rank]), "not of what is kept"),
+            (lambda s, rank: np.linalg.norm(s[rank:]) / s.sum(), "divide by the norm of W: squares"),
+            (lambda s, rank: round(np.linalg.norm(s[rank:]) / np.linalg.norm(s), 4), "A rounded number"),
             (lambda s, rank: np.sqrt(1 - np.sum(s[:rank] ** 2) / np.sum(s**2)), "add up the tail itself"),
             (lambda s, rank: 1 - np.linalg.norm(s[:rank]) / np.linalg.norm(s), "Their squares do"),
             (lambda s, rank: 100 * np.linalg.norm(s[rank:]) / np.linalg.norm(s), "in percent"),
-            (lambda s, rank: 1.0, "Which values are lost"),
+            (lambda s, rank: 0.7, "Which values are lost"),
         ),
     ),
     Exercise(
@@ -341,8 +377,11 @@ EXERCISES = (
         mistakes=(
             (lambda U, Vt: (fix_signs(U, Vt)[0], Vt), "must be flipped together"),
             (_flip_columns_of_both, "must be flipped together"),
-            (lambda U, Vt: (U, Vt), "Each pair needs a sign of its own"),
-            (lambda U, Vt: _flip_by_rule(U, Vt, np.sign(U.sum())), "Each pair needs a sign of its own"),
+            (lambda U, Vt: (U, Vt), "the sign that your rule finds for it must flip too"),
+            (lambda U, Vt: (-U, -Vt), "the sign that your rule finds for it must flip too"),
+            (lambda U, Vt: _flip_by_rule(U, Vt, np.sign(U.sum())), "must flip too"),
+            (lambda U, Vt: _flip_by_rule(U, Vt, np.sign(U.max(axis=0))), "must flip too"),
+            (lambda U, Vt: _flip_by_rule(U, Vt, np.where(U[0] < 0, -1, 1)), "Here U[0, 0] is 0"),
             (lambda U, Vt: _flip_by_rule(U, Vt, np.sign(U[0])), "np.sign(0) is 0"),
             (lambda U, Vt: (np.abs(U), np.abs(Vt)), "must be flipped together"),
             (lambda U, Vt: (np.sign(U), np.sign(Vt)), "Only whole columns"),
@@ -363,7 +402,8 @@ EXERCISES = (
             (lambda W, left: left.T @ W, "if the columns of left were orthonormal"),
             (lambda W, left: best_right(W, left).T, "Turn it."),
             (lambda W, left: np.linalg.lstsq(left, W), "returns four things"),
-            (lambda W, left: np.linalg.svd(W, full_matrices=False)[2][: left.shape[1]], "the best partner of U·s"),
+            (lambda W, left: np.linalg.svd(W, full_matrices=False)[2][: left.shape[1]], "the SVD's own left"),
+            (lambda W, left: LowRank.from_svd(W, left.shape[1]).right, "the SVD's own left"),
             (lambda W, left: left.T @ W / np.sum(left**2), "is possible with this left"),
             (lambda W, left: np.linalg.solve(left, W), "stopped with LinAlgError"),
             (lambda W, left: left @ np.linalg.pinv(left) @ W, "so right must be (2, 4)"),
