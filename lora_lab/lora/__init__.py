@@ -1,24 +1,49 @@
 """LoRA for PyTorch: layers, attaching, merging, files and counting.
 
-Start with ``attach(model, LoRAConfig(rank=8, alpha=16, targets=("q_proj", "v_proj")))``, or read ``layers.py``.
+Start with ``attach(model, LoRAConfig(rank=8, alpha=16, targets=("q_proj", "v_proj")))``, or read ``factors.py`` and
+then ``layers.py``.
 """
 
 from lora_lab.lora.accounting import Account, LayerAccount, account
-from lora_lab.lora.attach import attach, detach, disabled, lora_layers
+from lora_lab.lora.attach import activate, active_adapters, adapters, attach, detach, disabled, lora_layers, routed
 from lora_lab.lora.config import LoRAConfig
+from lora_lab.lora.copies import TrainedCopy
+from lora_lab.lora.factors import (
+    Adapter,
+    gaussian_lora_A,
+    initial_lora_A,
+    initial_lora_B,
+    lora_delta,
+    merged_weight,
+    pissa_factors,
+)
 from lora_lab.lora.files import load_adapter, save_adapter
-from lora_lab.lora.layers import LoRALinear, initial_lora_A, initial_lora_B, lora_delta, merged_weight
-from lora_lab.lora.merge import merge, unmerge
+from lora_lab.lora.layers import LoRAConv1D, LoRAConv1d, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear
+from lora_lab.lora.merge import MergedLayer, MergeReport, fold, merge, unmerge
 
 __all__ = [
     "Account",
+    "Adapter",
     "LayerAccount",
     "LoRAConfig",
+    "LoRAConv1D",
+    "LoRAConv1d",
+    "LoRAConv2d",
+    "LoRAEmbedding",
+    "LoRALayer",
     "LoRALinear",
+    "MergeReport",
+    "MergedLayer",
+    "TrainedCopy",
     "account",
+    "activate",
+    "active_adapters",
+    "adapters",
     "attach",
     "detach",
     "disabled",
+    "fold",
+    "gaussian_lora_A",
     "initial_lora_A",
     "initial_lora_B",
     "load_adapter",
@@ -26,6 +51,8 @@ __all__ = [
     "lora_layers",
     "merge",
     "merged_weight",
+    "pissa_factors",
+    "routed",
     "save_adapter",
     "unmerge",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lora_lab.lora.attach import lora_layers
+from lora_lab.lora.copies import TrainedCopy
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def account(model: nn.Module) -> Account:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     layers = lora_layers(model)
     parameters = list(model.parameters())
-    adapter = [factor for layer in layers.values() for factor in (layer.lora_A, layer.lora_B)]
+    parts = [part for layer in layers.values() for part in layer.adapters.values()]
+    parts += [part for module in model.modules() if isinstance(module, TrainedCopy) for part in module.copies.values()]
+    adapter = [*{id(parameter): parameter for part in parts for parameter in part.parameters()}.values()]
     own = {id(factor) for factor in adapter}
     base = [parameter for parameter in parameters if id(parameter) not in own]
     if not base:
@@ -88,9 +91,9 @@ def account(model: nn.Module) -> Account:
                 name=name,
                 in_features=layer.in_features,
                 out_features=layer.out_features,
-                rank=layer.config.rank,
+                rank=sum(adapter.rank for adapter in layer.adapters.values()),
                 base=sum(parameter.numel() for parameter in layer.base.parameters()),
-                adapter=layer.lora_A.numel() + layer.lora_B.numel(),
+                adapter=sum(parameter.numel() for parameter in layer.adapters.parameters()),
             )
             for name, layer in layers.items()
         ),

@@ -1,91 +1,248 @@
-"""Put LoRA layers into a model and take them out again.
+"""Put adapters into a model, choose between them, and take them out again.
 
-``attach`` freezes the model and wraps the layers you name, in place; ``detach`` puts everything back.
+``attach`` freezes the model and wraps the layers you name, in place; ``detach`` puts everything back. Between the two a
+model may have several adapters: ``activate`` chooses one or mixes some, ``disabled`` switches all off for a block, and
+``routed`` gives each row of a batch its own.
 """
 
-import difflib
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass, field
+from functools import singledispatch
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lora_lab.lora.config import LoRAConfig
-from lora_lab.lora.layers import LoRALinear, checked_base
+from lora_lab.lora.copies import TrainedCopy
+from lora_lab.lora.factors import Adapter, TiedAdapter
+from lora_lab.lora.layers import DEFAULT, KINDS, LoRALayer, checked_name, full_name, layer_class
+from lora_lab.lora.targets import Target, find_saved, find_targets, original_modules, plain
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Where attach leaves its note on the model: the requires_grad of every parameter as it was, by name.
-_NOTE = "_requires_grad_before_attach"
+_NOTE = "_lora_lab"  # where attach leaves its note on the model
 
 
-def attach(model: Model, config: LoRAConfig, *, generator: torch.Generator | None = None) -> Model:
-    """Freeze the model, wrap every linear layer that ``config.targets`` names in a ``LoRALinear``, and give the model.
+@dataclass
+class Attachment:
+    """What attach notes on a model, to put everything back and to know which adapters there are.
 
-    The wrapping is in place. A is drawn and B is zero, so the model computes what it computed before. If anything is
-    wrong, the error comes before the first change.
+    Attributes:
+        requires_grad: the flag of every parameter as it was, by name.
+        configs: the configuration of each adapter, by name.
+        biases: what the biases that train were before they did, by name.
+    """
+
+    requires_grad: dict[str, bool]
+    configs: dict[str, Any] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+def attach(model: Model, config: Any, *, name: str = DEFAULT, generator: torch.Generator | None = None) -> Model:
+    """Freeze the model, wrap every layer that ``config.targets`` names in a LoRA layer, and give the model.
+
+    The wrapping is in place. One of A and B is zero (PiSSA takes away what they are), so the model computes what it
+    computed before. If anything is wrong, the error comes before the first change. Call it again with another ``name``
+    to add a second adapter to the same base; the one attached last is the one that is active and trains.
 
     Args:
-        model: any module that holds ``nn.Linear`` layers; it may be on the meta device.
-        config: rank, alpha, targets, dropout, rsLoRA.
-        generator: draws every A, in the order of ``model.named_modules()``, on the generator's own device, so that a
-            CPU generator gives the same numbers whatever device the model is on. None stands for a fresh CPU
-            generator with seed 0.
+        model: any module that holds layers to adapt; it may be on the meta device.
+        config: a ``LoRAConfig``, or one of the alternatives: ``BottleneckConfig``, ``BitFitConfig``,
+            ``HeadOnlyConfig``, ``FullConfig``.
+        name: the name of the adapter.
+        generator: draws what does not start at zero, in the order of ``model.named_modules()``, on the generator's own
+            device, so that a CPU generator gives the same numbers whatever device the model is on. None stands for a
+            fresh CPU generator with seed 0.
 
     Raises:
-        TypeError: model is not a module, or is itself a linear layer; a target names something other than
-            an ``nn.Linear``.
-        ValueError: the model has LoRA layers already; a target names no layer; the rank does not fit a layer; a
-            target's weight is tied to another layer's; one layer has several names and only some are targets.
+        TypeError: model is not a module, or is itself a layer to adapt; a target names something other than a linear
+            layer, an embedding, or a convolution in one or two dimensions.
+        ValueError: the model has an adapter of this name, or is merged; a target names no layer; the rank does not
+            fit a layer; a target's weight is tied to another layer's; one layer has several names and only some are
+            targets; biases are to train and there is another adapter.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, nn.Linear):
-        raise TypeError("model must hold the layers to adapt, got a Linear; wrap it with LoRALinear(linear, config)")
-    if not isinstance(config, LoRAConfig):
-        raise TypeError(f"config must be a LoRAConfig, got {type(config).__name__}")
-    if layers := lora_layers(model):
-        raise ValueError(f"model must have no LoRA layers yet, got {len(layers)}; call detach(model) first")
-    linears = _find_targets(model, config)
-    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
-    wrapped = {linear: LoRALinear(linear, config, generator=generator) for linear in dict.fromkeys(linears.values())}
-
-    setattr(model, _NOTE, {name: parameter.requires_grad for name, parameter in model.named_parameters()})
-    model.requires_grad_(False)
-    for name, linear in linears.items():
-        model.set_submodule(name, wrapped[linear])
+    _attach(
+        config, model, checked_name(name), torch.Generator("cpu").manual_seed(0) if generator is None else generator
+    )
     return model
 
 
-def detach(model: nn.Module) -> None:
-    """Take the LoRA layers out: the very base layers are back, and every parameter trains again as before attach.
+@singledispatch
+def _attach(config: object, model: nn.Module, name: str, generator: torch.Generator) -> None:
+    """Attach what ``config`` describes; each kind of configuration registers how."""
+    raise TypeError(f"config must be a LoRAConfig, or one of its alternatives, got {type(config).__name__}")
 
-    The adapter is gone with its layers; save it first if you want to keep it.
+
+register_attach = _attach.register  # how a module of alternatives adds its own kind
+
+
+@_attach.register
+def _attach_lora(config: LoRAConfig, model: nn.Module, name: str, generator: torch.Generator) -> None:
+    """Attach LoRA: find the layers, make every adapter, and only then change the model."""
+    if full_name(model) in KINDS:
+        kind = KINDS[full_name(model)].__name__
+        raise TypeError(
+            f"model must hold the layers to adapt, got a {type(model).__name__}; wrap it with {kind}(layer, config)"
+        )
+    if isinstance(model, LoRALayer):
+        raise ValueError("model must hold the layers to adapt, got a LoRA layer itself; call its add(name, config)")
+    check_may_attach(model, name, biases=config.bias != "none")
+    targets = find_targets(model, config)
+    saved = find_saved(model, config)
+    made: dict[nn.Module, LoRALayer | Adapter | TiedAdapter] = {}
+    for target in targets:
+        made[target.layer] = _made(target, config, name, generator, made)
+
+    note = open_note(model)
+    for target in targets:
+        new = made[target.layer]
+        if isinstance(target.layer, LoRALayer):
+            assert isinstance(new, Adapter | TiedAdapter)
+            target.layer.put(name, new)
+        else:
+            assert isinstance(new, LoRALayer)
+            for place in target.names:
+                model.set_submodule(place, new)
+    for place, module in saved.items():
+        add_copy(model, place, module, name)
+    note.configs[name] = config
+    if config.bias != "none":
+        note.biases = {place: bias.detach().clone() for place, bias in _biases(model, config).items()}
+    activate(model, name)
+
+
+def _made(
+    target: Target,
+    config: LoRAConfig,
+    name: str,
+    generator: torch.Generator,
+    made: dict[nn.Module, LoRALayer | Adapter | TiedAdapter],
+) -> LoRALayer | Adapter | TiedAdapter:
+    """Give the LoRA layer for a plain layer, or the adapter for one that is a LoRA layer already."""
+    own = config.for_layer(target.names[0])
+    if target.shares is None:
+        if isinstance(target.layer, LoRALayer):
+            return target.layer.new_adapter(own, generator)
+        return layer_class(target.layer)(target.layer, own, name=name, generator=generator)
+    owner = made[target.shares]
+    source = owner.adapters[name] if isinstance(owner, LoRALayer) else owner
+    assert isinstance(source, Adapter)
+    kinds = [KINDS[full_name(plain(layer))] for layer in (target.layer, target.shares)]
+    tied = TiedAdapter(source, transposed=kinds[0].transposed != kinds[1].transposed)
+    if isinstance(target.layer, LoRALayer):
+        return tied
+    layer = layer_class(target.layer).around(target.layer)
+    layer.put(name, tied)
+    return layer
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take an adapter out, or all of them: with the last, the very base layers are back, and every flag as before.
+
+    The adapter is gone with its layers; save it first if you want to keep it. Biases that were trained are what they
+    were before.
 
     Raises:
-        ValueError: attach was not called on this very model, or its layers are merged.
+        ValueError: attach was not called on this very model, there is no adapter of this name, or the model is merged.
     """
     if not hasattr(model, _NOTE):
         raise ValueError("model must be the one that attach(model, config) was called on; this one was not")
-    layers = {name: module for name, module in _named_modules(model) if isinstance(module, LoRALinear)}
-    if any(layer.merged for layer in layers.values()):
-        raise ValueError("model must not be merged; call unmerge(model) first")
-    for name, layer in layers.items():
-        model.set_submodule(name, layer.base)
-    flags: dict[str, bool] = getattr(model, _NOTE)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
-    delattr(model, _NOTE)
+    note: Attachment = getattr(model, _NOTE)
+    if name is not None and name not in note.configs:
+        raise ValueError(f"name must be one of the model's adapters, {', '.join(note.configs)}, got {name!r}")
+    _check_not_merged(model)
+    leaving = list(note.configs) if name is None else [name]
+    put_biases(model, note.biases)
+    for place, module in list(original_modules(model)):
+        if isinstance(module, LoRALayer):
+            for adapter in leaving:
+                if adapter in module.adapters:
+                    del module.adapters[adapter]
+                module.active.pop(adapter, None)
+            if not module.adapters:
+                model.set_submodule(place, module.base)
+        elif isinstance(module, TrainedCopy):
+            for adapter in leaving:
+                if adapter in module.copies:
+                    del module.copies[adapter]
+            module.active = None if module.active in leaving else module.active
+            if not len(module.copies):
+                model.set_submodule(place, module.base)
+    for adapter in leaving:
+        del note.configs[adapter]
+    note.biases = {}
+    if note.configs:
+        remaining = [other for other in active_adapters(model) if other not in leaving]
+        activate(model, {other: active_adapters(model)[other] for other in remaining} or next(iter(note.configs)))
+        return
+    close_note(model)
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def activate(model: nn.Module, adapters: str | Mapping[str, float]) -> None:
+    """Choose the adapter that counts, or mix some: W + the sum of share · scale · B A. They are the ones that train.
+
+    Args:
+        model: a model that attach was called on.
+        adapters: the name of one adapter, or a share for each of some: ``{"sql": 0.7, "chat": 0.3}``.
+
+    Raises:
+        TypeError: a share is not a number.
+        ValueError: attach was not called on this very model, it has no adapter of a name, it is merged, a share is
+            not finite, or adapters are mixed that cannot be: those of DoRA, which stretch the whole weight, and those
+            that train a copy of one module.
+    """
+    note = noted(model)
+    shares = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
+    if not shares:
+        raise ValueError("adapters must name one adapter at least; with disabled(model) none counts")
+    for name, share in shares.items():
+        if name not in note.configs:
+            raise ValueError(f"adapters must be of the model's, {', '.join(note.configs)}, got {name!r}")
+        if isinstance(share, bool) or not isinstance(share, Real):
+            raise TypeError(f"the share of {name!r} must be a number, got {share!r}")
+        if not math.isfinite(share):
+            raise ValueError(f"the share of {name!r} must be finite, got {share}")
+    _check_not_merged(model)
+    modules = dict(original_modules(model))
+    for place, module in modules.items():
+        _check_mix(place, module, shares)
+    for module in modules.values():
+        if isinstance(module, LoRALayer):
+            module.active = {name: float(share) for name, share in shares.items() if name in module.adapters}
+        elif isinstance(module, TrainedCopy):
+            module.active = next((name for name in shares if name in module.copies), None)
+    _set_flags(model, note, set(shares))
+
+
+def active_adapters(model: nn.Module) -> dict[str, float]:
+    """Give the shares of the adapters that count, by name."""
+    shares: dict[str, float] = {}
+    for _, module in original_modules(model):
+        if isinstance(module, LoRALayer):
+            shares |= module.active
+        elif isinstance(module, TrainedCopy) and module.active is not None:
+            shares.setdefault(module.active, 1.0)
+    return shares or dict.fromkeys(noted(model).configs, 1.0)
+
+
+def adapters(model: nn.Module) -> dict[str, Any]:
+    """Give the configuration of every adapter that was attached to a model, by name; of an untouched model, none."""
+    note: Attachment | None = getattr(model, _NOTE, None)
+    return dict(note.configs) if note else {}
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Give the LoRA layers of a model by dotted name, in model order; a layer with two names is listed once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALayer)}
 
 
-def attached_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def attached_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Give the LoRA layers of a model by dotted name, or raise ``ValueError`` where it has none."""
     layers = lora_layers(model)
     if not layers:
@@ -100,71 +257,155 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Blocks may be nested, and each layer comes back as it was even when the block raises.
 
     Raises:
-        ValueError: the model has no LoRA layers, or is merged (the update is in the weights then).
+        ValueError: the model has no adapters, or is merged (the update is in the weights then).
     """
-    layers = attached_layers(model).values()
-    if any(layer.merged for layer in layers):
-        raise ValueError("model must not be merged; call unmerge(model) first")
-    before = [layer.enabled for layer in layers]
-    for layer in layers:
-        layer.enabled = False
+    switches = [module for module in model.modules() if isinstance(getattr(module, "enabled", None), bool)]
+    note: Attachment | None = getattr(model, _NOTE, None)
+    if not switches and not (note and note.biases):
+        attached_layers(model)
+    _check_not_merged(model)
+    before = [module.enabled for module in switches]
+    trained = put_biases(model, note.biases) if note and (all(before) or not before) else {}
+    for module in switches:
+        module.enabled = False  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+        for module, enabled in zip(switches, before, strict=True):
+            module.enabled = enabled
+        put_biases(model, trained)
 
 
-def matches(name: str, targets: tuple[str, ...]) -> bool:
-    """Say whether the dotted ``name`` is a target or ends in one, in whole components."""
-    return any(name == target or name.endswith("." + target) for target in targets)
+@contextmanager
+def routed(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+    """Give each row of a batch its own adapter inside the block; None stands for the base alone.
+
+    ``with routed(model, ["sql", "chat", None]): model(three_rows)`` computes each row as if its adapter alone were
+    active. The batch must be the first dimension of whatever a layer is given.
+
+    Raises:
+        ValueError: the model has no adapter of a name, is merged, or trains biases, which all rows share.
+    """
+    note = noted(model)
+    for name in names:
+        if name is not None and name not in note.configs:
+            raise ValueError(f"names must be of the model's adapters, {', '.join(note.configs)}, or None; got {name!r}")
+    if note.biases:
+        raise ValueError("names: this model's adapter trains biases, which all rows of a batch share")
+    _check_not_merged(model)
+    layers = [module for module in model.modules() if isinstance(module, LoRALayer | TrainedCopy)]
+    before = [layer.rows for layer in layers]
+    for layer in layers:
+        layer.rows = tuple(names)
+    try:
+        yield
+    finally:
+        for layer, rows in zip(layers, before, strict=True):
+            layer.rows = rows
 
 
-def _find_targets(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
-    """Give the layers that ``config.targets`` names, a layer with two names twice, or raise what ``attach`` raises."""
-    found = {name: module for name, module in _named_modules(model) if matches(name, config.targets)}
-    for target in config.targets:
-        if not any(matches(name, (target,)) for name in found):
-            raise ValueError(_no_match(model, target))
-    linears = {name: checked_base(module, config, name) for name, module in found.items()}
-    _check_not_shared(model, linears)
-    return linears
+def noted(model: nn.Module) -> Attachment:
+    """Give the note that attach left on a model, or raise ``ValueError`` where there is none."""
+    if not hasattr(model, _NOTE):
+        raise ValueError("model must be the one that attach(model, config) was called on; this one was not")
+    note: Attachment = getattr(model, _NOTE)
+    return note
 
 
-def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Give every dotted name with its module, a module with two names twice."""
-    return model.named_modules(remove_duplicate=False)
+def open_note(model: nn.Module) -> Attachment:
+    """Give the note on a model, and make one, and freeze the model, if there is none yet."""
+    if not hasattr(model, _NOTE):
+        flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        model.requires_grad_(False)
+        setattr(model, _NOTE, Attachment(flags))
+    return noted(model)
 
 
-def _no_match(model: nn.Module, target: str) -> str:
-    """Say that a target names no layer, with the names it comes close to and those it could be."""
-    linears = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    endings = Counter(name.rpartition(".")[2] for name in linears)
-    close = difflib.get_close_matches(target, [*endings, *linears])
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    listing = ", ".join(f"{ending} ×{count}" for ending, count in endings.items()) or "none"
-    return f"targets: {target!r} names no layer of {type(model).__name__}.{hint} Its linear layers: {listing}"
+def close_note(model: nn.Module) -> None:
+    """Put the flags of every parameter back to what the note says, and take the note away."""
+    flags = noted(model).requires_grad
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+    delattr(model, _NOTE)
 
 
-def _check_not_shared(model: nn.Module, found: dict[str, nn.Linear]) -> None:
-    """Raise if adapting the found layers would change a layer that nobody named."""
-    targets = set(found.values())
-    owners: dict[int, list[str]] = defaultdict(list)  # id of a weight → names of the parameters that are this tensor
-    for module_name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            owners[_identity(parameter)].append(f"{module_name}.{parameter_name}".lstrip("."))
-    for name, module in _named_modules(model):
-        if module in targets and name not in found:
-            twin = next(other for other, linear in found.items() if linear is module)
-            raise ValueError(f"targets: {twin!r} and {name!r} are one layer with two names; name both or neither")
-    for name, linear in found.items():
-        if len(tied := owners[_identity(linear.weight)]) > 1:
-            raise ValueError(
-                f"targets: the weight of {name!r} is tied, one tensor is {' and '.join(tied)}; an update of one "
-                "would change the other when merged. Leave it out of targets, or give it a weight of its own first"
-            )
+def check_may_attach(model: nn.Module, name: str, *, biases: bool = False) -> None:
+    """Raise unless an adapter of this name can be added to the model."""
+    there = adapters(model)
+    if not there and (layers := lora_layers(model)):
+        raise ValueError(f"model must have no LoRA layers of another model's yet, got {len(layers)}; attach the whole")
+    if name in there:
+        raise ValueError(f"name must be new, got {name!r}: the model has it; give another name, or detach(model) first")
+    if there and (biases or noted(model).biases):
+        raise ValueError(f"biases belong to one adapter alone, and the model has {', '.join(there)}; detach it first")
+    _check_not_merged(model)
 
 
-def _identity(parameter: Tensor) -> int:
-    """Give a number that two parameters share if they are one tensor, or start at one place in memory."""
-    return id(parameter) if parameter.is_meta or not parameter.numel() else parameter.data_ptr()
+def add_copy(model: nn.Module, place: str, module: nn.Module, name: str) -> None:
+    """Put a trained copy of a module at its place, for an adapter."""
+    if not isinstance(module, TrainedCopy):
+        wrapper = TrainedCopy(module)
+        model.set_submodule(place, wrapper)
+        module = wrapper
+    module.add(name)
+
+
+def put_biases(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write values into biases, by the names they have in the attached model, and give what was there before."""
+    before = {}
+    with torch.no_grad():
+        for place, value in values.items():
+            parameter = model.get_parameter(place)
+            before[place] = parameter.detach().clone()
+            parameter.copy_(value)
+    return before
+
+
+def _biases(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Parameter]:
+    """Give the biases that train, by name: all of the model's own, or those of the adapted layers."""
+    inside = [f"{place}." for place, module in original_modules(model) if isinstance(module, TrainedCopy)]
+    adapted = [f"{place}.base." for place, module in original_modules(model) if isinstance(module, LoRALayer)]
+    found = {}
+    for place, parameter in model.named_parameters():
+        if place.rpartition(".")[2] != "bias" or any(place.startswith(prefix) for prefix in inside):
+            continue
+        if config.bias == "all" or any(place.startswith(prefix) for prefix in adapted):
+            found[place] = parameter
+    if not found:
+        raise ValueError(f"bias={config.bias!r} must find a bias to train, but there is none")
+    return found
+
+
+def _set_flags(model: nn.Module, note: Attachment, names: set[str]) -> None:
+    """Let the adapters of these names train, and nothing else."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, LoRALayer):
+            parts: list[nn.Module] = [module.adapters[name] for name in names if name in module.adapters]
+        elif isinstance(module, TrainedCopy):
+            parts = [module.copies[name] for name in names if name in module.copies]
+        else:
+            continue
+        for part in parts:
+            part.requires_grad_(True)
+    for place in note.biases:
+        model.get_parameter(place).requires_grad_(True)
+
+
+def _check_mix(place: str, module: nn.Module, shares: Mapping[str, float]) -> None:
+    """Raise if a module cannot be the mix of adapters that is asked for."""
+    if isinstance(module, LoRALayer):
+        here = {name: share for name, share in shares.items() if name in module.adapters}
+        dora = [name for name in here if module.adapters[name].magnitude is not None]
+        if dora and (len(here) > 1 or here[dora[0]] != 1):
+            raise ValueError(f"adapters: {dora[0]!r} is DoRA, which stretches all of {place!r}; activate it alone")
+    elif isinstance(module, TrainedCopy):
+        copies = [name for name in shares if name in module.copies]
+        if len(copies) > 1 or (copies and shares[copies[0]] != 1):
+            raise ValueError(f"adapters: {' and '.join(copies)} train a copy of {place!r}; activate one alone")
+
+
+def _check_not_merged(model: nn.Module) -> None:
+    """Raise if a layer is merged."""
+    if any(layer.merged for layer in lora_layers(model).values()):
+        raise ValueError("model must not be merged; call unmerge(model) first")

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lora_lab.lora.attach import Model, attach, attached_layers, detach, lora_layers, matches
+from lora_lab.lora.attach import Model, attach, attached_layers, detach, lora_layers
 from lora_lab.lora.config import LoRAConfig
-from lora_lab.lora.layers import LoRALinear
+from lora_lab.lora.layers import LoRALayer
+from lora_lab.lora.targets import matches
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -109,10 +110,10 @@ def load_adapter(model: Model, folder: str | os.PathLike[str]) -> Model:
 
 def _factors(model: nn.Module) -> dict[str, nn.Parameter]:
     """Give every A and B of a model under PEFT's name."""
-    names: dict[LoRALinear, str] = {}
+    names: dict[LoRALayer, str] = {}
     factors = {}
     for name, layer in model.named_modules(remove_duplicate=False):
-        if isinstance(layer, LoRALinear):
+        if isinstance(layer, LoRALayer):
             if layer in names:
                 raise ValueError(f"{names[layer]} and {name} are one layer; PEFT's files describe the first name alone")
             names[layer] = name
@@ -138,7 +139,7 @@ def _fit(tensors: dict[str, Tensor], factors: dict[str, nn.Parameter]) -> dict[s
     return fitting
 
 
-def _check_agrees(layers: dict[str, LoRALinear], config: LoRAConfig) -> None:
+def _check_agrees(layers: dict[str, LoRALayer], config: LoRAConfig) -> None:
     """Raise unless layers that are already there are what the configuration in the folder describes."""
     for name, layer in layers.items():
         if layer.merged:
@@ -163,7 +164,7 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
-def _to_peft(model: nn.Module, layers: dict[str, LoRALinear], base_model: str) -> dict[str, Any]:
+def _to_peft(model: nn.Module, layers: dict[str, LoRALayer], base_model: str) -> dict[str, Any]:
     """Give the entries of PEFT's configuration file."""
     configs = {layer.config for layer in layers.values()}
     if len(configs) > 1:
@@ -185,7 +186,7 @@ def _to_peft(model: nn.Module, layers: dict[str, LoRALinear], base_model: str) -
     }
 
 
-def _exact_targets(model: nn.Module, layers: dict[str, LoRALinear], config: LoRAConfig) -> list[str]:
+def _exact_targets(model: nn.Module, layers: dict[str, LoRALayer], config: LoRAConfig) -> list[str]:
     """Give the targets if they name exactly these layers, else the layers' full names if those do."""
     for targets in (config.targets, tuple(layers)):
         if {name for name, _ in model.named_modules() if matches(name, targets)} == set(layers):

@@ -3,27 +3,73 @@
 A merged layer costs no more time than the layer it was made from: its forward pass is that of the base.
 """
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from lora_lab.lora.attach import attached_layers
+import torch
+from torch import Tensor, nn
+
+from lora_lab.lora.attach import attached_layers, close_note, noted
+from lora_lab.lora.copies import TrainedCopy
+from lora_lab.lora.factors import TiedAdapter, wide
+from lora_lab.lora.layers import LoRALayer
+from lora_lab.lora.targets import identity, original_modules, plain
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """What merging did to one weight.
+
+    Attributes:
+        name: dotted name of the layer.
+        change: size of the update against the weight, ‖ΔW‖ / ‖W‖ (Frobenius).
+        lost: share of the update that rounding to the weight's type took, ‖W' − (W + ΔW)‖ / ‖ΔW‖, with W' the merged
+            weight; 0 where there is no update. Near 1, the weight is as if nothing had been merged.
+        unchanged: share of the weight's entries whose bits are what they were.
+    """
+
+    name: str
+    change: float
+    lost: float
+    unchanged: float
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What ``merge`` did, a row for each layer."""
+
+    layers: tuple[MergedLayer, ...]
+
+    def __str__(self) -> str:
+        """Draw a table: how large each update is, and how much of it rounding took."""
+        width = max(len(row.name) for row in self.layers)
+        head = f"{'layer':{width}}  update / weight  lost in rounding  entries unchanged"
+        rows = [f"{r.name:{width}}  {r.change:15.2e}  {r.lost:16.2%}  {r.unchanged:17.1%}" for r in self.layers]
+        return "\n".join([head, *rows])
 
 
 @torch.no_grad()
-def merge(model: nn.Module) -> None:
+def merge(model: nn.Module) -> MergeReport:
     """Replace W by W + scale · B A in every LoRA layer, the sum formed in float64 and rounded to the type of W.
 
-    All layers are merged or none. While merged, each layer computes base(x) alone, in training mode too: A and B get
-    no gradient, and dropout does not apply. ``model.train()`` never unmerges. The original W is kept for ``unmerge``,
-    so a merged model needs memory for the adapted weights twice; it is kept out of ``state_dict``, and a state_dict
-    taken while merged holds the merged weights and is refused on loading.
+    What is merged are the active adapters, each times its share. All layers are merged or none. While merged, each
+    layer computes base(x) alone, in training mode too: A and B get no gradient, and dropout does not apply.
+    ``model.train()`` never unmerges. The original W is kept for ``unmerge``, so a merged model needs memory for the
+    adapted weights twice; it is kept out of ``state_dict``, and a state_dict taken while merged holds the merged
+    weights and is refused on loading. ``fold`` merges for good.
+
+    A weight that is tied to another layer's is replaced in the adapted layer alone (with ``tied="share"`` in all of
+    them, by one tensor), so no other layer changes. Where that ends the tie of input embedding and head, the model's
+    ``config.tie_word_embeddings`` is False while merged, so that transformers saves both.
+
+    Returns:
+        How large each update is, and how much of it the rounding took.
 
     Raises:
-        ValueError: the model has no LoRA layers, is merged already, is inside ``disabled``, is on the meta device,
-            or a merged weight would hold NaN or infinity.
+        ValueError: the model has no LoRA layers, is merged already, is inside ``disabled`` or ``routed``, is on the
+            meta device, or a merged weight would hold NaN or infinity.
     """
     layers = attached_layers(model)
-    weights = {}
+    weights, rows = {}, []
     for name, layer in layers.items():
         if layer.merged:
             raise ValueError(f"model must not be merged yet, but {name!r} is; call unmerge(model) first")
@@ -34,10 +80,22 @@ def merge(model: nn.Module) -> None:
         weights[name] = layer.weight  # W + scale · B A
         if not weights[name].isfinite().all():
             raise ValueError(f"merged weights must be finite, but {name!r} would hold NaN or infinity")
+        rows.append(_row(name, layer, weights[name]))
+    owners = _owners(layers)
+    merged: dict[LoRALayer, nn.Parameter] = {}
+    tied_before = _ties_embeddings(model)
     for name, layer in layers.items():
         original = layer.base.weight
         layer.unmerged_weight = original.detach()
-        layer.base.weight = nn.Parameter(weights[name], requires_grad=original.requires_grad)
+        owner = owners.get(layer, layer)
+        if owner not in merged:
+            weight = weights[name if owner is layer else next(n for n, other in layers.items() if other is owner)]
+            merged[owner] = nn.Parameter(weight, requires_grad=original.requires_grad)
+        layer.base.weight = merged[owner]
+    if tied_before and not _ties_embeddings(model):
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+        next(iter(layers.values())).untied = True
+    return MergeReport(tuple(rows))
 
 
 def unmerge(model: nn.Module) -> None:
@@ -50,8 +108,76 @@ def unmerge(model: nn.Module) -> None:
     for name, layer in layers.items():
         if not layer.merged:
             raise ValueError(f"model must be merged, but {name!r} is not; call merge(model) first")
+    originals: dict[int, nn.Parameter] = {}
+    for _, module in original_modules(model):  # a weight that is still in use elsewhere is tied again
+        if not isinstance(module, LoRALayer):
+            for parameter in module.parameters(recurse=False):
+                originals[identity(parameter)] = parameter
     for layer in layers.values():
         assert layer.unmerged_weight is not None
-        requires_grad = layer.base.weight.requires_grad
-        layer.base.weight = nn.Parameter(layer.unmerged_weight, requires_grad=requires_grad)
+        requires_grad, key = layer.base.weight.requires_grad, identity(layer.unmerged_weight)
+        if key not in originals:
+            originals[key] = nn.Parameter(layer.unmerged_weight, requires_grad=requires_grad)
+        layer.base.weight = originals[key]
         layer.unmerged_weight = None
+        if layer.untied:
+            model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+            layer.untied = False
+
+
+def fold(model: nn.Module) -> MergeReport:
+    """Merge for good: each LoRA layer gives way to its base layer with the merged weight, and nothing of LoRA is left.
+
+    The result is a plain model, to be saved and served like any other. Copies that were trained take the place of what
+    they were copied from, and trained biases stay. The original weights are gone.
+
+    Returns:
+        What ``merge`` returns.
+
+    Raises:
+        ValueError: what ``merge`` raises; attach was not called on this very model.
+    """
+    noted(model)
+    report = merge(model) if not any(layer.merged for layer in attached_layers(model).values()) else MergeReport(())
+    for place, module in list(original_modules(model)):
+        if isinstance(module, LoRALayer):
+            model.set_submodule(place, module.base)
+        elif isinstance(module, TrainedCopy):
+            model.set_submodule(place, module.in_use)
+    close_note(model)
+    return report
+
+
+def _row(name: str, layer: LoRALayer, merged: Tensor) -> MergedLayer:
+    """Measure what merging does to one weight."""
+    before = wide(layer.base.weight)
+    after = layer.wide_weight()
+    update = (after - before).norm().item()
+    size = before.norm().item()
+    return MergedLayer(
+        name=name,
+        change=update / size if size else float("inf") if update else 0.0,
+        lost=(wide(merged) - after).norm().item() / update if update else 0.0,
+        unchanged=(merged == layer.base.weight).double().mean().item(),
+    )
+
+
+def _owners(layers: dict[str, LoRALayer]) -> dict[LoRALayer, LoRALayer]:
+    """Give, for each layer whose updates are all shared with another layer's, that layer."""
+    having = {adapter: layer for layer in layers.values() for adapter in layer.adapters.values()}
+    owners = {}
+    for layer in layers.values():
+        active = {name: layer.adapters[name] for name in layer.active}
+        if active and all(isinstance(adapter, TiedAdapter) for adapter in active.values()):
+            owner = having[next(iter(active.values())).source]  # type: ignore[index]
+            if owner.active == layer.active and identity(owner.base.weight) == identity(layer.base.weight):
+                owners[layer] = owner
+    return owners
+
+
+def _ties_embeddings(model: nn.Module) -> bool:
+    """Say whether a model of transformers has one tensor for its input embedding and its head."""
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return False
+    parts = [plain(part) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]  # type: ignore[operator]
+    return len(parts) == 2 and identity(parts[0].weight) == identity(parts[1].weight)  # type: ignore[arg-type]

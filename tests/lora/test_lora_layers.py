@@ -143,7 +143,7 @@ class TestForward:
         inputs = draw(2, 7).requires_grad_(), layer.lora_A, layer.lora_B
 
         def run(x, A, B):
-            return torch.func.functional_call(layer, {"lora_A": A, "lora_B": B}, x)
+            return torch.func.functional_call(layer, {"adapters.default.lora_A": A, "adapters.default.lora_B": B}, x)
 
         assert torch.autograd.gradcheck(run, inputs)
 
@@ -330,7 +330,8 @@ class TestCitizenship:
 
     def test_state_dict_round_trip(self):
         layer, other = layer_of(), LoRALinear(nn.Linear(7, 5).double(), LoRAConfig(rank=3, alpha=5))
-        assert list(layer.state_dict()) == ["lora_A", "lora_B", "base.weight", "base.bias"]
+        names = ["base.weight", "base.bias", "adapters.default.lora_A", "adapters.default.lora_B"]
+        assert list(layer.state_dict()) == names
         assert other.load_state_dict(layer.state_dict()) == ([], [])
         assert torch.equal(other(draw(4, 7)), layer(draw(4, 7)))
 
@@ -360,7 +361,7 @@ class TestCitizenship:
             layer(draw(4, 7)).square().sum().backward()
             optimizer.step()
         changed = [name for name, tensor in layer.state_dict().items() if not torch.equal(tensor, before[name])]
-        assert changed == ["lora_A", "lora_B"]
+        assert changed == ["adapters.default.lora_A", "adapters.default.lora_B"]
 
     def test_vmap_and_functional_call(self):
         layer, x = layer_of(), draw(3, 4, 7)
