@@ -39,6 +39,7 @@ OURS, RIVAL = "lora-lab randomized_svd", "scikit-learn randomized_svd"
 OUR_PRODUCTS, RIVAL_PRODUCTS = "products of lora-lab alone", "products of scikit-learn alone"
 RANKS, DTYPES = (1, 8, 32, 128), ("float32", "float64")
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+WHOLE_REPEATS = 3  # a decomposition of the whole matrix takes seconds, and its time does not depend on a seed
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}  # so much of the best error is taken for rounding
 
 
@@ -50,7 +51,8 @@ def bench_svd(
     Args:
         command: the command line that asks for it, for the stored file to say.
         threads: numbers of threads, each measured in a process of its own.
-        repeats: how often a randomized method runs in a cell, in turns with the others; the exact ones run once.
+        repeats: how often an iterative method runs in a cell, in turns with the others; those that decompose all of
+            the matrix run so often too, but three times at most.
         quick: measure matrices ten times smaller, to see that it works; the times mean little.
         output: store the runs as ``data/results/<output>.json`` and, for each number of threads, a figure as
             ``data/figures/<output>-<threads>.png``.
@@ -97,29 +99,28 @@ CASES = ("fast decay", "slow decay", "spikes")
 
 
 def methods(A: NDArray[Any], rank: int) -> tuple[dict[str, Callable[[int], Any]], dict[str, Callable[[int], Any]]]:
-    """Give what is measured on a matrix at a rank: the randomized methods and bare products, and the exact methods.
+    """Give what is measured on a matrix at a rank: iterative methods with bare products, and whole decompositions.
 
-    Each takes a seed. Those that are not installed are left out. scikit-learn's function runs with its defaults, and
-    PyTorch's with ten more columns than the rank and its two iterations.
+    Each takes a seed. Those that are not installed are left out. The functions of scikit-learn and SciPy run with their
+    defaults, and PyTorch's with ten more columns than the rank and its two iterations.
     """
-    often: dict[str, Callable[[int], Any]] = {
+    iterative: dict[str, Callable[[int], Any]] = {
         OURS: lambda seed: randomized_svd(A, rank, rng=np.random.default_rng(seed)),
-        OUR_PRODUCTS: _products(A, _widths(A, rank)),
+        OUR_PRODUCTS: _our_products(A, rank),
     }
-    once: dict[str, Callable[[int], Any]] = {"numpy svd": lambda seed: _leading(np.linalg.svd(A, False), rank)}
+    whole: dict[str, Callable[[int], Any]] = {"numpy svd": lambda seed: _leading(np.linalg.svd(A, False), rank)}
     if find_spec("sklearn"):
         from sklearn.utils.extmath import randomized_svd as sklearn_svd
 
-        iterations = 7 if rank < 0.1 * min(A.shape) else 4  # its rule, and after them one product from each side
-        often[RIVAL] = lambda seed: sklearn_svd(A, rank, random_state=seed)
-        often[RIVAL_PRODUCTS] = _products(A, [min(rank + 10, *A.shape)] * (2 * iterations + 2))
+        iterative[RIVAL] = lambda seed: sklearn_svd(A, rank, random_state=seed)
+        iterative[RIVAL_PRODUCTS] = _rival_products(A, rank)
     if find_spec("scipy"):
         import scipy.linalg
         import scipy.sparse.linalg
 
-        once["scipy svd"] = lambda seed: _leading(scipy.linalg.svd(A, full_matrices=False), rank)
+        whole["scipy svd"] = lambda seed: _leading(scipy.linalg.svd(A, full_matrices=False), rank)
         if rank < min(A.shape):
-            once["scipy svds"] = lambda seed: scipy.sparse.linalg.svds(A, rank, random_state=seed)
+            iterative["scipy svds"] = lambda seed: scipy.sparse.linalg.svds(A, rank, random_state=seed)
     if find_spec("torch"):
         import torch
 
@@ -130,11 +131,11 @@ def methods(A: NDArray[Any], rank: int) -> tuple[dict[str, Callable[[int], Any]]
             U, s, V = torch.svd_lowrank(tensor, min(rank + 10, *A.shape))
             return _leading((U.numpy(), s.numpy(), V.numpy().T), rank)
 
-        often["torch svd_lowrank"] = torch_low_rank
-        once["torch svd"] = lambda seed: _leading(
+        iterative["torch svd_lowrank"] = torch_low_rank
+        whole["torch svd"] = lambda seed: _leading(
             [part.numpy() for part in torch.linalg.svd(tensor, full_matrices=False)], rank
         )
-    return often, once
+    return iterative, whole
 
 
 def measure(
@@ -142,43 +143,40 @@ def measure(
 ) -> Iterator[Run]:
     """Give one run a method and rank: the seconds of each repeat, and how far its errors are above the best one.
 
-    ``excess`` is ‖A - U s Vt‖ / ‖A - A_r‖ - 1 for each seed, in Frobenius norms computed in float64, A_r the best
-    matrix of the rank. The randomized methods run in turns, so that what disturbs one disturbs all.
+    ``excess`` is ‖A - U s Vt‖ / ‖A - A_r‖ - 1 for each repeat, in Frobenius norms computed in float64, A_r the best
+    matrix of the rank. The iterative methods run in turns, so that what disturbs one disturbs all. A decomposition of
+    the whole matrix gives every rank at once: it is measured at the first one, and its seconds hold for the others.
     """
     A = _example(case, scale).astype(dtype)
     wide = A.astype(np.float64)
     exact = np.linalg.svd(wide, compute_uv=False)
-    seen: dict[str, float] = {}  # an exact method that gives all ranks at once is measured at the first one
+    seconds_of_whole: dict[str, list[float]] = {}
     for rank in ranks:
         best = float(np.linalg.norm(exact[rank:]))
-        often, once = methods(A, rank)
-        seconds: dict[str, list[float]] = {method: [] for method in (*often, *once)}
-        excess: dict[str, list[float]] = {method: [] for method in (*often, *once)}
+        iterative, whole = methods(A, rank)
+        seconds: dict[str, list[float]] = {method: [] for method in (*iterative, *whole)}
+        excess: dict[str, list[float]] = {method: [] for method in (*iterative, *whole)}
         for seed in range(-1, repeats):  # the first turn warms up, and is not counted
-            for method, run in often.items():
-                start = time.perf_counter()
-                answer = run(seed + 1)
+            for method, run in iterative.items():
+                taken, answer = _timed(run, seed + 1)
                 if seed >= 0:
-                    seconds[method].append(time.perf_counter() - start)
+                    seconds[method].append(taken)
                     if answer is not None:
                         excess[method].append(_error(wide, answer) / best - 1)
-        for method, run in once.items():
-            if method in seen:
-                seconds[method] = [seen[method]]
-                continue
-            start = time.perf_counter()
-            answer = run(0)
-            seconds[method].append(time.perf_counter() - start)
-            excess[method].append(_error(wide, answer) / best - 1)
-            if method != "scipy svds":
-                seen[method] = seconds[method][0]
+        if rank == ranks[0]:
+            for seed in range(min(repeats, WHOLE_REPEATS)):
+                for method, run in whole.items():
+                    taken, answer = _timed(run, seed)
+                    seconds_of_whole.setdefault(method, []).append(taken)
+                    excess[method].append(_error(wide, answer) / best - 1)
+        seconds.update(seconds_of_whole)
         where = {"case": case, "shape": list(A.shape), "dtype": dtype, "rank": rank, "threads": threads}
         for method in seconds:
             yield {**where, "method": method, "seconds": seconds[method], "excess": excess[method]}
 
 
 def verdict(runs: Sequence[Run]) -> str:
-    """Say in a few lines how ``randomized_svd`` stands beside scikit-learn's: speed, worst cell, errors.
+    """Say in a few lines how ``randomized_svd`` stands beside scikit-learn's, and then beside the others.
 
     Raises:
         ValueError: the runs hold no cell of both.
@@ -187,7 +185,7 @@ def verdict(runs: Sequence[Run]) -> str:
     for cell, times in _cells(runs).items():
         if OURS in times and RIVAL in times:
             ratios[cell] = _seconds(times[RIVAL]) / _seconds(times[OURS])
-            errors[cell] = (1 + median(times[OURS]["excess"])) / (1 + median(times[RIVAL]["excess"])) - 1
+            errors[cell] = (1 + _excess(times[OURS])) / (1 + _excess(times[RIVAL])) - 1
     if not ratios:
         raise ValueError(f"there is nothing to compare: no cell has both {OURS!r} and {RIVAL!r}")
     slowest, largest = min(ratios, key=ratios.__getitem__), max(errors, key=errors.__getitem__)
@@ -204,10 +202,25 @@ def verdict(runs: Sequence[Run]) -> str:
     for threads in sorted({cell[3] for cell in ratios}):
         some = [ratio for cell, ratio in ratios.items() if cell[3] == threads]
         lines.append(f"  with {_threads(threads)}: {_geometric_mean(some):.2f} times, at worst {min(some):.2f}")
+    others = dict.fromkeys(run["method"] for run in runs)
+    lines += [_beside(method, runs) for method in others if method not in (OURS, RIVAL, OUR_PRODUCTS, RIVAL_PRODUCTS)]
     for method, alone in ((OURS, OUR_PRODUCTS), (RIVAL, RIVAL_PRODUCTS)):
         shares = [_seconds(times[alone]) / _seconds(times[method]) for times in _cells(runs).values() if alone in times]
         lines.append(f"share of the time that its matrix products take, {method}: {_geometric_mean(shares):.0%}")
     return "\n".join(lines)
+
+
+def _beside(method: str, runs: Sequence[Run]) -> str:
+    """Say how fast ours is beside another method, and where the other is faster without a larger error."""
+    cells = {cell: times for cell, times in _cells(runs).items() if method in times and OURS in times}
+    ratios = {cell: _seconds(times[method]) / _seconds(times[OURS]) for cell, times in cells.items()}
+    faster = [cell for cell, ratio in ratios.items() if ratio < 1]
+    as_good = sum(_excess(cells[cell][method]) <= _excess(cells[cell][OURS]) + TOLERANCE[cell[1]] for cell in faster)
+    return (
+        f"speed against {method}: {_geometric_mean(ratios.values()):.2f} times in the geometric mean of "
+        f"{len(ratios)} cells; it is faster than ours in {len(faster)}"
+        + (f", at an error that is not above ours in {as_good}" if faster else "")
+    )
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -222,7 +235,7 @@ def table(runs: Sequence[Run]) -> str:
         line = f"{_named(cell):34}"
         line += "".join(f"{1e3 * _seconds(times[m]):19.1f}" if m in times else f"{'':>19}" for m in columns)
         for method in (OURS, RIVAL):
-            line += f"{median(times[method]['excess']):10.1e}" if method in times else ""
+            line += f"{_excess(times[method]):10.1e}" if method in times else ""
         lines.append(line)
     return "\n".join(lines)
 
@@ -279,16 +292,49 @@ def _orthonormal(rows: int, columns: int, rng: np.random.Generator) -> NDArray[n
     return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
 
 
-def _products(A: NDArray[Any], widths: Sequence[int]) -> Callable[[int], None]:
-    """Give a function that multiplies A from both sides in turns by blocks of these widths, and does nothing else."""
-    rng = np.random.default_rng(0)
-    X, Y = (rng.standard_normal((side, max(widths))).astype(A.dtype) for side in A.shape[::-1])
+def _timed(run: Callable[[int], Any], seed: int) -> tuple[float, Any]:
+    """Give the seconds that a method takes with a seed, and its answer."""
+    start = time.perf_counter()
+    answer = run(seed)
+    return time.perf_counter() - start, answer
+
+
+def _our_products(A: NDArray[Any], rank: int) -> Callable[[int], None]:
+    """Give a function that makes the matrix products of ``randomized_svd``, in its form, and does nothing else."""
+    widths = _widths(A, rank)
+    X, Y = _blocks(A, max(widths))
 
     def run(seed: int) -> None:
         for i, width in enumerate(widths):
             _ = Y[:, :width].T @ A if i % 2 else A @ X[:, :width]
 
     return run
+
+
+def _rival_products(A: NDArray[Any], rank: int) -> Callable[[int], None]:
+    """Give a function that makes the matrix products of scikit-learn's ``randomized_svd``, in its form, and no more.
+
+    It takes 7 iterations, or 4 from a tenth of min(m, n) on, each ``A @ Q`` and ``A.T @ Q`` with ten more columns than
+    the rank, and at the end ``A @ Q`` and ``Q.T @ A``.
+    """
+    X, Y = _blocks(A, min(rank + 10, *A.shape))
+    iterations = 7 if rank < 0.1 * min(A.shape) else 4
+
+    def run(seed: int) -> None:
+        for _ in range(iterations):
+            _ = A @ X
+            _ = A.T @ Y
+        _ = A @ X
+        _ = Y.T @ A
+
+    return run
+
+
+def _blocks(A: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give random blocks of a width in A's dtype: (n, width) for the right of A (m, n), and (m, width) for the left."""
+    rng = np.random.default_rng(0)
+    m, n = A.shape
+    return rng.standard_normal((n, width)).astype(A.dtype), rng.standard_normal((m, width)).astype(A.dtype)
 
 
 def _widths(A: NDArray[Any], rank: int) -> list[int]:
@@ -339,6 +385,11 @@ def _cells(runs: Sequence[Run]) -> dict[tuple[str, str, int, int], dict[str, Run
 def _seconds(run: Mapping[str, Any]) -> float:
     """Give the median time of a run."""
     return float(median(run["seconds"]))
+
+
+def _excess(run: Mapping[str, Any]) -> float:
+    """Give the median of how far the errors of a run are above the best one; 0 where an exact one was not asked."""
+    return float(median(run["excess"] or [0.0]))
 
 
 def _geometric_mean(values: Any) -> float:

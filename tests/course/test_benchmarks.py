@@ -6,23 +6,26 @@ import re
 
 import numpy as np
 import pytest
+import sklearn.utils.extmath
 
 from lora_lab.course import benchmarks
 from lora_lab.course.benchmarks import OUR_PRODUCTS, OURS, RIVAL, RIVAL_PRODUCTS
 from lora_lab.course.experiments import load_result
 
+WHOLE = ("numpy svd", "scipy svd", "torch svd")
+
 
 @pytest.fixture(scope="module")
 def measured():
-    return list(benchmarks.measure("spikes", dtype="float32", ranks=(1, 3), repeats=2, threads=1, scale=16))
+    return list(benchmarks.measure("spikes", dtype="float32", ranks=(1, 3), repeats=4, threads=1, scale=16))
 
 
 def made_up(case, rank, seconds, excess, threads=1, dtype="float64"):
     """Give the runs of one cell: a time and an error for each of the two that are compared, and their products."""
     cell = {"case": case, "shape": [40, 30], "dtype": dtype, "rank": rank, "threads": threads}
     return [
-        {**cell, "method": OURS, "seconds": [9.0, seconds[0], 0.0], "excess": [excess[0]]},
-        {**cell, "method": RIVAL, "seconds": [9.0, seconds[1], 0.0], "excess": [excess[1]]},
+        {**cell, "method": OURS, "seconds": [9.0, seconds[0], 0.0], "excess": [9.0, excess[0], -0.5]},
+        {**cell, "method": RIVAL, "seconds": [9.0, seconds[1], 0.0], "excess": [-0.5, 9.0, excess[1]]},
         {**cell, "method": OUR_PRODUCTS, "seconds": [seconds[0] / 2], "excess": []},
         {**cell, "method": RIVAL_PRODUCTS, "seconds": [seconds[1] / 4], "excess": []},
     ]
@@ -55,7 +58,7 @@ def test_every_installed_method_is_measured_at_every_rank(measured):
     }
     for run in measured:
         assert min(run["seconds"]) > 0
-        assert len(run["seconds"]) == (2 if run["method"] in (OURS, RIVAL) else len(run["seconds"]))
+        assert len(run["seconds"]) == (3 if run["method"] in WHOLE else 4)
         assert (run["case"], run["shape"], run["dtype"], run["threads"]) == ("spikes", [256, 64], "float32", 1)
     assert json.loads(json.dumps(measured)) == measured
 
@@ -63,21 +66,66 @@ def test_every_installed_method_is_measured_at_every_rank(measured):
 def test_errors_are_measured_against_the_best_one(measured):
     for run in measured:
         assert all(-1e-6 < excess < 0.2 for excess in run["excess"])
-        if run["method"] in ("numpy svd", "scipy svd", "scipy svds", "torch svd"):
+        if run["method"] in (*WHOLE, "scipy svds"):
             assert all(abs(excess) < 1e-6 for excess in run["excess"])
+        if "products" in run["method"]:
+            assert run["excess"] == []
+        elif run["method"] in WHOLE:
+            assert len(run["excess"]) == (3 if run["rank"] == 1 else 0)
+        else:
+            assert len(run["excess"]) == 4
+
+
+def test_a_worse_answer_has_a_larger_excess(monkeypatch):
+    """A singular value that is left out counts as much as NumPy says."""
+    A = benchmarks.example("spikes", 16)
+    s = np.linalg.svd(A, compute_uv=False)
+    U, _, Vt = np.linalg.svd(A, full_matrices=False)
+    answer = U[:, :1] * 0.0, np.zeros(1), Vt[:1]
+    monkeypatch.setattr(benchmarks, "methods", lambda A, rank: ({OURS: lambda seed: answer}, {}))
+    [run] = benchmarks.measure("spikes", dtype="float64", ranks=(1,), repeats=2, threads=1, scale=16)
+    assert run["excess"] == pytest.approx([np.linalg.norm(s) / np.linalg.norm(s[1:]) - 1] * 2, rel=1e-9)
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
-    often, once = benchmarks.methods(np.ones((20, 10)), 2)
-    assert [*often, *once] == [OURS, OUR_PRODUCTS, "numpy svd"]
+    iterative, whole = benchmarks.methods(np.ones((20, 10)), 2)
+    assert [*iterative, *whole] == [OURS, OUR_PRODUCTS, "numpy svd"]
 
 
-def test_the_products_are_those_that_are_made():
+class Recorded(np.ndarray):
+    """An array that writes down its products: from which side, and with how many columns."""
+
+    made: list
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        plain = [np.asarray(part) for part in inputs]
+        if ufunc is np.matmul:
+            on_the_left = isinstance(inputs[0], Recorded)
+            side = "A.T @" if inputs[0 if on_the_left else 1].shape == (150, 200) else "A @" if on_the_left else "@ A"
+            Recorded.made.append((side, plain[1].shape[1] if on_the_left else plain[0].shape[0]))
+        return getattr(ufunc, method)(*plain, **options)
+
+
+def made_by(method):
+    Recorded.made = []
+    method(0)
+    return Recorded.made
+
+
+@pytest.mark.parametrize("rank", [2, 40])
+def test_the_products_of_scikit_learn_are_those_that_it_makes(rank):
+    A = np.random.default_rng(0).standard_normal((200, 150)).view(Recorded)
+    inside = sklearn.utils.extmath._randomized_svd  # behind the check that would make A a plain array
+    whole = made_by(lambda seed: inside(A, rank, random_state=seed))
+    assert whole[:2] == [("A @", rank + 10), ("A.T @", rank + 10)]
+    assert made_by(benchmarks._rival_products(A, rank)) == whole
+
+
+def test_our_products_are_those_that_ours_makes():
     A = np.random.default_rng(0).standard_normal((200, 150))
-    widths = benchmarks._widths(A, 2)
-    assert widths == [16] * 10
-    assert benchmarks._products(A, widths)(0) is None
+    assert benchmarks._widths(A, 2) == [16] * 10  # of a matrix that counts its products; the first is not counted
+    assert made_by(benchmarks._our_products(A.view(Recorded), 2))[-10:] == [("A @", 16), ("@ A", 16)] * 5
 
 
 def test_the_verdict_takes_the_medians_and_names_the_worst():
@@ -97,6 +145,22 @@ def test_the_verdict_takes_the_medians_and_names_the_worst():
 def test_a_difference_counts_as_equal_only_where_it_is_rounding(dtype, excess, cells):
     text = benchmarks.verdict(made_up("spikes", 1, (1.0, 1.0), (excess, 0.0), dtype=dtype))
     assert f"not above scikit-learn's in {cells} of 1 cells" in text
+
+
+def test_the_verdict_names_what_is_faster():
+    runs = []
+    for rank, seconds, excess in [(1, 1.0, 0.0), (8, 1.0, 0.5), (32, 3.0, 0.0), (128, 16.0, 0.0)]:
+        runs += made_up("spikes", rank, (2.0, 4.0), (0.0, 0.0))
+        runs += [{**runs[-1], "method": "another", "seconds": [seconds, 99.0, seconds], "excess": [excess]}]
+        runs += [{**runs[-1], "method": "the slow one", "seconds": [8.0], "excess": []}]
+    lines = benchmarks.verdict(runs).splitlines()
+    assert (  # 1/2, 1/2, 3/2, 8
+        "speed against another: 1.32 times in the geometric mean of 4 cells; it is faster than ours in 2, at an error "
+        "that is not above ours in 1"
+    ) in lines
+    assert (
+        "speed against the slow one: 4.00 times in the geometric mean of 4 cells; it is faster than ours in 0" in lines
+    )
 
 
 def test_a_verdict_needs_both():

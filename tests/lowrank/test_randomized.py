@@ -5,12 +5,14 @@ import pytest
 import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
+import sklearn.datasets
+import sklearn.utils.extmath
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_lab.lowrank import LowRank, error_bound, gallery, randomized_svd, rank_errors, truncated_svd
-from lora_lab.lowrank.randomized import block_and_steps
+from lora_lab.lowrank.randomized import _orthonormal, block_and_steps
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -97,6 +99,29 @@ def test_slowly_falling_singular_values(dtype, rank):
     assert relative_error(W, *answer) <= rank_errors(W.astype(np.float64))[rank] * (1 + 1e-4)
 
 
+@BOTH
+@pytest.mark.parametrize("rank", [1, 5, 10])
+@pytest.mark.parametrize("tail", [0.0, 0.1, 1.0], ids=["low rank", "noisy low rank", "infinite rank"])
+@pytest.mark.parametrize("shape", [(600, 250), (250, 600)])
+def test_the_error_is_not_above_that_of_scikit_learn(dtype, rank, tail, shape):
+    W = sklearn.datasets.make_low_rank_matrix(*shape, effective_rank=5, tail_strength=tail, random_state=0)
+    W = W.astype(dtype)
+    ours = [randomized_svd(W, rank, rng=rng(seed)) for seed in range(9)]
+    theirs = [sklearn.utils.extmath.randomized_svd(W, rank, random_state=seed) for seed in range(9)]
+    median, other = (np.median([relative_error(W, *answer) for answer in answers]) for answers in (ours, theirs))
+    assert median <= other * (1 + 10 * np.finfo(dtype).eps)
+    for answer in ours:  # a single start can be unlucky, and is still near
+        assert_well_formed(answer, shape, rank, dtype)
+        assert relative_error(W, *answer) <= rank_errors(W.astype(np.float64))[rank] * (1 + 2e-3) + 1e-6
+
+
+def test_few_turns_are_not_enough_where_the_rank_is_infinite():
+    W = sklearn.datasets.make_low_rank_matrix(600, 250, effective_rank=5, tail_strength=1.0, random_state=0)
+    exact = np.linalg.svd(W, compute_uv=False)[:5]
+    assert np.abs(randomized_svd(W, 5, rng=rng(), block=5, steps=1)[1] - exact).max() > 0.02
+    assert np.abs(randomized_svd(W, 5, rng=rng())[1] - exact).max() < 1e-4
+
+
 @pytest.mark.parametrize("shape", [(300, 80), (80, 300)])
 def test_the_transpose_has_the_transposed_answer(shape):
     W = with_singular_values(*shape, np.geomspace(1, 1e-6, 60))
@@ -133,7 +158,8 @@ def test_sparse_matrices_are_multiplied_and_not_filled_in(dtype, container, monk
 
 
 @pytest.mark.parametrize(
-    ("given_dtype", "dtype"), [(np.int64, np.float64), (bool, np.float64), (np.float16, np.float32)]
+    ("given_dtype", "dtype"),
+    [(np.int32, np.float64), (np.int64, np.float64), (bool, np.float64), (np.float16, np.float32)],
 )
 def test_dtypes(given_dtype, dtype):
     W = (rng(5).standard_normal((60, 50)) > 0).astype(given_dtype)
@@ -255,6 +281,17 @@ def test_more_steps_are_more_accurate():
     errors = [relative_error(W, *randomized_svd(W, 16, rng=rng(), block=8, steps=steps)) for steps in (2, 4, 8, 16)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] <= rank_errors(W)[16] * (1 + 1e-9)
+
+
+@BOTH
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e12])
+def test_a_block_becomes_orthonormal_to_the_last_digit(dtype, condition):
+    Q, V = np.linalg.qr(rng(19).standard_normal((4000, 32)))[0], np.linalg.qr(rng(20).standard_normal((32, 32)))[0]
+    Y = (Q * np.geomspace(1, 1 / condition, 32) @ V).astype(dtype)
+    found = _orthonormal(Y, np.zeros((4000, 0), dtype), rng()).astype(np.float64)
+    limit = np.finfo(np.float32).eps if dtype == np.float32 else 20 * np.finfo(np.float64).eps
+    np.testing.assert_allclose(found.T @ found, np.eye(32), atol=limit)  # a Gram matrix in float32 leaves twice that
+    np.testing.assert_allclose(found @ (found.T @ Y), Y, atol=limit)
 
 
 # Products alone
@@ -390,6 +427,12 @@ def test_a_tolerance_needs_no_dense_operator():
     W = with_singular_values(300, 280, np.geomspace(1, 1e-6, 100))
     randomized_svd(Counted(W, columns), tol=0.3, rng=rng())
     assert max(columns) <= 64
+
+
+def test_a_tolerance_asks_once_for_what_is_decomposed_exactly():
+    counted = Counted(rng(21).standard_normal((60, 50)))
+    assert randomized_svd(counted, tol=1e-9, rng=rng())[1].size == 50
+    assert counted.columns.count(50) == 3  # all columns to measure W, to decompose it, and to measure the answer
 
 
 # What is refused
