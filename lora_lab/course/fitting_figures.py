@@ -33,6 +33,8 @@ WIDTH = 8.4  # inches on the screen
 def landscape_figure(paths: Mapping[str, ArrayLike]) -> Figure:
     """Draw f(left, right) = ½ (1 - left · right)² over the plane, its valleys of answers, and paths of descent.
 
+    Low ground is dark. Each path begins at a large marker and ends at a small one.
+
     Args:
         paths: For each name the points (steps + 1, 2) that a descent passes, first its start.
     """
@@ -55,6 +57,7 @@ def landscape_figure(paths: Mapping[str, ArrayLike]) -> Figure:
     ax.set(xlabel="left", ylabel="right", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     ax.grid(visible=False)
     ax.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+    ax.set_title("dark: low; from a large marker to a small one", fontsize=10.5)
     return fig
 
 

@@ -24,13 +24,14 @@ def curves_figure(errors: Mapping[str, ArrayLike], shapes: Mapping[str, tuple[in
     """Draw the errors of many matrices against what their factors store, once in plain and once in log scale.
 
     The axis of the storage is rank · (m + n) over m · n, so that matrices of all shapes break even at 1. What lies
-    beyond is shaded.
+    beyond is shaded. It goes on to the full rank of all of them.
 
     Args:
         errors: The relative errors of ranks 0, 1, 2, ... by name.
         shapes: The shape (m, n) of each matrix, by the same names.
     """
     fig, (plain, log) = canvas(1, 2, width=WIDTH, height=4.4)
+    end = max(min(m, n) * (m + n) / (m * n) for m, n in shapes.values())
     for name, curve in errors.items():
         m, n = shapes[name]
         curve = np.asarray(curve)
@@ -38,10 +39,10 @@ def curves_figure(errors: Mapping[str, ArrayLike], shapes: Mapping[str, tuple[in
         for ax in (plain, log):
             ax.plot(stored, curve, label=name, markevery=_every(stored, 0.12), markersize=5)
     for ax in (plain, log):
-        ax.axvspan(1, 1.2, color=GREY, alpha=0.15, linewidth=0)
-        ax.set(xlim=(0, 1.2), xlabel="numbers stored, share of the matrix", ylabel="relative error")
+        ax.axvspan(1, end, color=GREY, alpha=0.15, linewidth=0)
+        ax.set(xlim=(0, end), xlabel="numbers stored, share of the matrix", ylabel="relative error")
     plain.set(ylim=(0, 1.04), title="plain")
-    plain.text(1.02, 0.5, "no saving", rotation=90, va="center", color=GREY)
+    plain.text((1 + end) / 2, 0.97, "no saving", ha="center", va="top", color=GREY)
     log.set(yscale="log", ylim=(1e-6, 1.5), title="the same, in powers of ten")
     fig.legend(*plain.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
@@ -125,6 +126,8 @@ def minima_figure(
         )
     ax.set(xlabel="rank", ylabel=ylabel, xlim=(0, None))
     ax.margins(y=0.1)
+    if min(map(np.min, curves.values())) < 0.5 * max(map(np.max, curves.values())):
+        ax.set_ylim(bottom=0)  # where errors fall far, a height is to be read as their size
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=10)
     ax.legend()
     return fig
@@ -143,8 +146,10 @@ def bands_figure(errors: Mapping[str, ArrayLike], noise: Mapping[str, ArrayLike]
         layers = np.asarray(layers)
         ranks = np.arange(layers.shape[1])
         lowest, highest = layers.min(axis=0), layers.max(axis=0)
-        ax.fill_between(ranks, lowest, highest, color=BLUE, alpha=0.25, linewidth=0, label="trained, all layers")
-        ax.plot(ranks, np.median(layers, axis=0), color=BLUE, marker="", label="trained, median of the layers")
+        ax.fill_between(
+            ranks, lowest, highest, color=BLUE, alpha=0.25, linewidth=0, label=f"trained, {len(layers)} layers"
+        )
+        ax.plot(ranks, np.median(layers, axis=0), color=BLUE, marker="", label="trained, their median")
         ax.plot(ranks, np.asarray(noise[kind]), color=VERMILLION, marker="", linestyle="--", label="noise")
         ax.axvspan(ends[kind], ranks[-1], color=GREY, alpha=0.15, linewidth=0)
         ax.set(title=kind, xlabel="rank", xlim=(0, ranks[-1]), ylim=(0, 1.02))
@@ -172,7 +177,7 @@ def layers_figure(errors: Mapping[str, ArrayLike], layers: Sequence[int], noise:
     places = [column + 0.5 for column in range(columns) if column != len(layers)]
     ax.set_xticks(places, [*map(str, layers), "noise"])
     ax.set_yticks(np.arange(kinds) + 0.5, list(errors))
-    ax.set(xlabel="layer", ylim=(kinds, 0))
+    ax.set(xlabel="layer", ylim=(kinds, 0), title="relative error, in percent")
     ax.tick_params(length=0)
     ax.grid(False)
     ax.spines[:].set_visible(False)

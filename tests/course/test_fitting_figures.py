@@ -26,6 +26,9 @@ def test_landscape_draws_valleys_and_paths():
     assert all(np.allclose(line.get_xdata() * line.get_ydata(), 1) for line in valleys)
     drawn = [line.get_xydata().tolist() for line in ax.lines]
     assert [list(map(float, point)) for point in PATHS["near"]] in drawn
+    points = {tuple(line.get_xydata()[0]): line.get_markersize() for line in ax.lines if len(line.get_xydata()) == 1}
+    assert points[0, 0.5] > points[0.9, 1.1]  # the start is the larger marker, as the title says
+    assert "from a large marker to a small one" in ax.get_title("left")
     picture = ax.images[0].get_array()
     at_one = round((1 + 2.3) / 4.6 * (picture.shape[0] - 1))
     assert picture[at_one, at_one] == pytest.approx(0, abs=0.02)  # f is 0 at (1, 1)

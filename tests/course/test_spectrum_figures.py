@@ -38,6 +38,9 @@ def test_curves_are_drawn_against_the_numbers_stored(tables):
         assert np.array_equal(distance.get_ydata(), rank_errors(tables["distance"]))
         assert distance.get_marker() != wide.get_marker()
         assert distance.get_linestyle() != wide.get_linestyle()
+        assert ax.get_xlim() == (0, 2)  # 9 · 18 of 81: the full rank of the square one is drawn, and the shade up to it
+        shade = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+        np.testing.assert_allclose([shade.x0, shade.x1], [1, 2])
 
 
 def test_pictures_stand_in_a_grid_with_names_and_titles():
@@ -69,6 +72,14 @@ def test_only_a_minimum_inside_gets_a_ring():
     assert ring.get_fillstyle() == "none"
 
 
+@pytest.mark.parametrize(("errors", "from_zero"), [([1, 0.15, 0.4], True), ([0.95, 0.9, 0.92], False)])
+def test_errors_that_fall_far_are_drawn_from_zero(errors, from_zero):
+    bottom, top = spectrum_figures.minima_figure({"error": errors}).axes[0].get_ylim()
+    assert (bottom == 0) == from_zero
+    assert bottom < min(errors)
+    assert max(errors) < top
+
+
 def test_minima_at_ranks_with_gaps_levels_and_choices():
     fig = spectrum_figures.minima_figure(
         {"held out": [4, 2, 3]}, ranks=(0, 5, 20), levels={"averages": 2.5}, choices={"by noise": 7}, ylabel="stars"
@@ -89,6 +100,11 @@ def test_bands_hold_all_layers_and_their_middle():
         {"q": layers, "k": layers}, {"q": np.ones(7), "k": np.ones(7)}, {"q": 3, "k": 3}
     )
     assert [ax.get_title("left") for ax in fig.axes] == ["q", "k"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "trained, 5 layers",
+        "trained, their median",
+        "noise",
+    ]
     middle, noise = fig.axes[0].lines
     np.testing.assert_allclose(middle.get_ydata(), np.median(layers, axis=0))
     assert noise.get_ydata().tolist() == [1] * 7
@@ -102,6 +118,7 @@ def test_layers_are_cells_in_percent_with_the_noise_apart():
     (ax,) = spectrum_figures.layers_figure(errors, range(0, 6, 3), {"q_proj": 0.33, "v_proj": 0.3}).axes
     assert texts(ax) == ["7", "23", "33", "25", "31", "30"]
     assert labels(ax) == (["0", "3", "noise"], ["q_proj", "v_proj"])
+    assert ax.get_title("left") == "relative error, in percent"
 
 
 def test_ink_is_readable_on_every_cell():

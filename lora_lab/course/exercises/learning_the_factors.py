@@ -47,6 +47,7 @@ def _wrong_gradients(
         (2, "both are twice too large: the ½ in f cancels the 2 of the square."),
         (-2, "both are twice too large, and their signs are turned."),
         (1 / W.size, "both are divided by the number of entries: f is a sum, not a mean."),
+        (2 / W.size, "they are those of the mean of the squares; f is half the sum."),
     ):
         if all(np.allclose(a, factor * b) for a, b in zip(mine, right_ones, strict=True)):
             return reason
@@ -79,7 +80,7 @@ def _check_best_left(answer: Function) -> str | None:
         if np.allclose(left, W @ right.T):
             return f"{what} is W @ right.T: that is right only if right @ right.T is the identity."
         error, least = np.linalg.norm(W - left @ right), np.linalg.norm(W - best @ right)
-        if error > least * (1 + 1e-6) + 1e-9:
+        if not error <= least * (1 + 1e-6) + 1e-9:  # nan is no answer either
             return f"{what} leaves an error of {error:.3f}; the least is {least:.3f}."
     return None
 
@@ -134,6 +135,8 @@ def _check_start(answer: Function) -> str | None:
         left, right = _pair(result)
         if (left.shape, right.shape) != ((m, rank), (rank, n)):
             return f"left is {left.shape} and right is {right.shape}; they must be {(m, rank)} and {(rank, n)}."
+        if not (np.isfinite(left).all() and np.isfinite(right).all()):
+            return "the factors hold nan or inf. Was something divided by zero?"
         if not np.any(left) and not np.any(right):
             return "both factors are zero, so both gradients are zero: it never moves."
         if np.any(left @ right):
@@ -153,9 +156,15 @@ def _why_it_stays_away(left: np.ndarray, right: np.ndarray, error: float, W: np.
     """Say why gradient descent from there does not arrive: too few different layers, or numbers of the wrong size."""
     name, factor = ("rows of right", right) if right.any() else ("columns of left", left)
     if np.linalg.matrix_rank(factor) == min(factor.shape):
+        largest = np.abs(factor).max()
+        if largest < 1e-3:
+            return (
+                f"gradient descent is still at an error of {error:.0%} after 20,000 iterations. Your random factor has "
+                f"entries of up to {largest:.2g}: so near to both at zero there is hardly a gradient."
+            )
         return (
             f"gradient descent is still at an error of {error:.0%} after 20,000 iterations. Your random factor has "
-            f"entries of up to {np.abs(factor).max():.2g}, and those of W are of size 1: that takes far smaller steps."
+            f"entries of up to {largest:.2g}, and those of W are of size 1: that takes far smaller steps."
         )
     reached = int(np.argmin(np.abs(rank_errors(W) - error)))
     return (
@@ -230,6 +239,13 @@ EXERCISES = (
                 lambda W, left, right: ((left @ right - W) @ right.T / W.size, left.T @ (left @ right - W) / W.size),
                 "f is a sum, not a mean",
             ),
+            (
+                lambda W, left, right: (
+                    2 * (left @ right - W) @ right.T / W.size,
+                    2 * left.T @ (left @ right - W) / W.size,
+                ),
+                "the mean of the squares",
+            ),
             (lambda W, left, right: left @ right - W, "two gradients are asked for"),
             (lambda W, left, right: ((left @ right - W) @ right.T, left.T @ W), "the gradient by right is not right"),
             (lambda W, left, right: (left @ right - W, left @ right - W), "a gradient has the shape of its factor"),
@@ -251,6 +267,7 @@ EXERCISES = (
             (lambda W, right: np.linalg.lstsq(right.T, W.T)[0], "left lying down"),
             (lambda W, right: np.linalg.lstsq(right.T, W.T), "lstsq returns four things"),
             (lambda W, right: LowRank.from_svd(W, len(right)).left, "the least is"),
+            (lambda W, right: np.full((len(W), len(right)), np.nan), "leaves an error of nan"),
             (lambda W, right: np.linalg.pinv(right) @ W, "stopped with ValueError"),
             (lambda W, right: np.linalg.lstsq(W, right.T)[0], "stopped with LinAlgError"),
         ),
@@ -294,6 +311,8 @@ EXERCISES = (
             ),
             (lambda m, n, rank, rng: (np.zeros((m, rank)), np.ones((rank, n))), "the best that rank 1 can do"),
             (lambda m, n, rank, rng: (np.ones((m, rank)), np.zeros((rank, n))), "Are the columns of left different"),
+            (lambda m, n, rank, rng: (np.zeros((m, rank)), 1e-9 * rng.random((rank, n))), "hardly a gradient"),
+            (lambda m, n, rank, rng: (np.zeros((m, rank)), np.full((rank, n), np.nan)), "hold nan or inf"),
             (lambda m, n, rank, rng: (np.zeros((m, rank)), 1e3 * rng.random((rank, n))), "far smaller steps"),
             (lambda m, n, rank, rng: (np.zeros((m, rank)), rng.standard_normal((n, rank))), "they must be (9, 2)"),
             (lambda m, n, rank, rng: np.zeros((m, n)), "two factors are asked for"),
