@@ -95,6 +95,8 @@ def _attach_lora(config: LoRAConfig, model: nn.Module, name: str, generator: tor
     check_may_attach(model, name, biases=config.bias != "none")
     targets = find_targets(model, config)
     saved = find_saved(model, config)
+    if config.bias != "none":
+        _check_biases(model, config, targets)
     made: dict[nn.Module, LoRALayer | Adapter | TiedAdapter] = {}
     for target in targets:
         made[target.layer] = _made(target, config, name, generator, made)
@@ -371,9 +373,15 @@ def _biases(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Parameter]:
             continue
         if config.bias == "all" or any(place.startswith(prefix) for prefix in adapted):
             found[place] = parameter
-    if not found:
-        raise ValueError(f"bias={config.bias!r} must find a bias to train, but there is none")
     return found
+
+
+def _check_biases(model: nn.Module, config: LoRAConfig, targets: list[Target]) -> None:
+    """Raise if there is no bias to train."""
+    every = [place for place, _ in model.named_parameters() if place.rpartition(".")[2] == "bias"]
+    own = [target for target in targets if getattr(plain(target.layer), "bias", None) is not None]
+    if not (every if config.bias == "all" else own):
+        raise ValueError(f"bias={config.bias!r} must find a bias to train, but there is none")
 
 
 def _set_flags(model: nn.Module, note: Attachment, names: set[str]) -> None:

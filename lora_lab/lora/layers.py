@@ -162,7 +162,7 @@ class LoRALayer(nn.Module):
         assert adapter.magnitude is not None
         with torch.no_grad():
             lengths = self.row_lengths(self.base.weight.to(adapter.magnitude.dtype) + self.change(adapter))
-        stretch = self._across_output((adapter.magnitude / lengths).to(y.dtype), x)
+        stretch = self._across_output((adapter.magnitude / lengths).to(y.dtype))
         plain = self._without_bias(dropped) if dropped is not x else self._minus_bias(y)
         return y + (stretch - 1) * plain + stretch * update
 
@@ -195,15 +195,18 @@ class LoRALayer(nn.Module):
         return draw(config.rank, self.in_features, generator=generator), initial_lora_B(self.out_features, config.rank)
 
     def row_lengths(self, W: Tensor) -> Tensor:
-        """Give the length of each row of the weight, (out_features,): the norm of what makes one output."""
-        return W.flatten(1).norm(dim=1)
+        """Give the length of each row of the weight, (out_features,): the norm of what makes one output.
+
+        Where the weight lies transposed, a column makes one output.
+        """
+        return W.norm(dim=0) if self.transposed else W.flatten(1).norm(dim=1)
 
     def _across_weight(self, v: Tensor) -> Tensor:
-        """Shape one number for each row of the weight so that it multiplies the weight."""
-        return v.view(-1, *[1] * (self.base.weight.dim() - 1))
+        """Shape one number for each output so that it multiplies the weight."""
+        return v if self.transposed else v.view(-1, *[1] * (self.base.weight.dim() - 1))
 
-    def _across_output(self, v: Tensor, x: Tensor) -> Tensor:
-        """Shape one number for each row of the weight so that it multiplies the output for x."""
+    def _across_output(self, v: Tensor) -> Tensor:
+        """Shape one number for each output so that it multiplies the output for x."""
         return v
 
     def _without_bias(self, x: Tensor) -> Tensor:
@@ -212,7 +215,7 @@ class LoRALayer(nn.Module):
 
     def _minus_bias(self, y: Tensor) -> Tensor:
         """Take the bias of the base away from its output."""
-        return y if self.bias is None else y - self._across_output(self.bias, y)
+        return y if self.bias is None else y - self._across_output(self.bias).to(y.dtype)
 
     @classmethod
     def checked_base(cls, base: Any, config: LoRAConfig, name: str = "base") -> Any:
@@ -361,14 +364,6 @@ class LoRAConv1D(LoRALayer):
         """Give factor · (B A)ᵀ, (in_features, out_features)."""
         return lora_delta(A, B, factor).T
 
-    def row_lengths(self, W: Tensor) -> Tensor:
-        """Give the length of each column of W: here a column makes one output."""
-        return W.norm(dim=0)
-
-    def _across_weight(self, v: Tensor) -> Tensor:
-        """Leave one number for each output where it is: outputs are the columns."""
-        return v
-
     def _initial_factors(self, config: LoRAConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Give A and B as they start; PiSSA decomposes the weight the way a linear layer holds it."""
         if config.init == "pissa":
@@ -402,10 +397,6 @@ class LoRAEmbedding(LoRALayer):
     def delta(self, A: Tensor, B: Tensor, factor: float) -> Tensor:
         """Give factor · (B A)ᵀ, (num_embeddings, embedding_dim)."""
         return lora_delta(A, B, factor).T
-
-    def _across_output(self, v: Tensor, x: Tensor) -> Tensor:
-        """Give each index the number of its row."""
-        return v[x].unsqueeze(-1)
 
     def _initial_factors(self, config: LoRAConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Give A = 0 and a normal B, drawn on the generator's device."""
@@ -464,7 +455,7 @@ class _LoRAConv(LoRALayer):
         """Give conv(x, W)."""
         return self._convolved(x, self.base.weight)
 
-    def _across_output(self, v: Tensor, x: Tensor) -> Tensor:
+    def _across_output(self, v: Tensor) -> Tensor:
         """Give each channel its number."""
         return v.view(-1, *[1] * len(self.base.kernel_size))
 

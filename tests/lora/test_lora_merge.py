@@ -254,3 +254,94 @@ class TestRefusals:
             model.load_state_dict(plain)
         unmerge(model)
         assert model.load_state_dict(plain) == ([], [])
+
+
+class TestReport:
+    """How large the update is, and what rounding takes of it."""
+
+    def layer(self, dtype, size):
+        """A layer whose update is about ``size`` times as large as its weight."""
+        base = nn.Linear(64, 64, bias=False, dtype=dtype)
+        layer = LoRALinear(base, LoRAConfig(rank=4, alpha=4))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            base.weight.copy_(torch.randn(64, 64, generator=generator))
+            layer.lora_B.copy_(torch.randn(64, 4, generator=generator))
+            update = layer.lora_B.double() @ layer.lora_A.double()
+            layer.lora_B.mul_(size * base.weight.double().norm() / update.norm())
+        return layer
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("size", [0.3, 1e-3])
+    def test_is_what_the_weights_say(self, dtype, size):
+        layer = self.layer(dtype, size)
+        W = layer.base.weight.double().clone()
+        update = layer.lora_B.double() @ layer.lora_A.double()
+        (row,) = merge(layer).layers
+        after = layer.base.weight.double()
+        assert row.change == pytest.approx((update.norm() / W.norm()).item(), rel=1e-9)
+        assert row.change == pytest.approx(size, rel=0.01)
+        assert row.lost == pytest.approx(((after - W - update).norm() / update.norm()).item(), rel=1e-6)
+        assert row.unchanged == (after == W).double().mean().item()
+
+    def test_bfloat16_takes_most_of_a_small_update_and_float32_nearly_nothing(self):
+        lost = {dtype: merge(self.layer(dtype, 2e-4)).layers[0] for dtype in (torch.bfloat16, torch.float32)}
+        assert lost[torch.bfloat16].lost > 0.9
+        assert lost[torch.bfloat16].unchanged > 0.9
+        assert lost[torch.float32].lost < 1e-3
+
+    def test_an_update_of_nothing_loses_nothing(self):
+        layer = LoRALinear(nn.Linear(7, 5), LoRAConfig(rank=3))
+        (row,) = merge(layer).layers
+        assert (row.change, row.lost, row.unchanged) == (0, 0, 1)
+
+    def test_has_a_row_for_each_layer_and_prints_a_table(self, toy, fill):
+        model = fill(attach(toy(torch.bfloat16), LoRAConfig(2)))
+        report = merge(model)
+        assert [row.name for row in report.layers] == list(lora_layers(model))
+        lines = str(report).splitlines()
+        assert len(lines) == 5
+        assert lines[0].split() == ["layer", "update", "/", "weight", "lost", "in", "rounding", "entries", "unchanged"]
+        assert lines[1].startswith("0.q_proj")
+        assert len({len(line) for line in lines}) == 1
+
+
+class TestFold:
+    @pytest.mark.parametrize("merged_before", [False, True])
+    def test_leaves_a_plain_model_that_computes_the_same(self, merged_before, llama, tokens, fill):
+        from lora_lab.lora import adapters, fold
+
+        model = fill(attach(llama(), LoRAConfig(2, 3)))
+        plain, expected = llama(), model(tokens).logits
+        if merged_before:
+            merge(model)
+        fold(model)
+        assert not lora_layers(model)
+        assert adapters(model) == {}
+        assert list(model.state_dict()) == list(plain.state_dict())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-9, atol=1e-9)
+        attach(model, LoRAConfig(2))
+
+    def test_keeps_copies_and_biases(self):
+        from lora_lab.lora import fold
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3)).double()
+        attach(model, LoRAConfig(2, targets=("0",), bias="lora_only", modules_to_save=("1",)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        x = torch.ones(2, 5, dtype=torch.float64)
+        expected = model(x)
+        fold(model)
+        assert [type(module) for module in model] == [nn.Linear, nn.Linear]
+        torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+
+    def test_needs_the_model_that_attach_was_called_on(self, toy):
+        from lora_lab.lora import fold
+
+        with pytest.raises(ValueError, match=r"model must be the one that attach"):
+            fold(attach(toy(), LoRAConfig(2))[0])
