@@ -6,8 +6,10 @@ then ``layers.py``.
 
 from lora_lab.lora.accounting import Account, LayerAccount, account
 from lora_lab.lora.attach import activate, active_adapters, adapters, attach, detach, disabled, lora_layers, routed
+from lora_lab.lora.comparison import Intruders, intruder_dimensions, subspace_similarity
 from lora_lab.lora.config import LoRAConfig
 from lora_lab.lora.copies import TrainedCopy
+from lora_lab.lora.extraction import Extraction, attach_updates, extract, recompress, updates
 from lora_lab.lora.factors import (
     Adapter,
     gaussian_lora_A,
@@ -20,10 +22,13 @@ from lora_lab.lora.factors import (
 from lora_lab.lora.files import load_adapter, save_adapter
 from lora_lab.lora.layers import LoRAConv1D, LoRAConv1d, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear
 from lora_lab.lora.merge import MergedLayer, MergeReport, fold, merge, unmerge
+from lora_lab.lora.quantized import Quantized, QuantizedLinear, dequantize, nf4_levels, quantize, quantize_linears
 
 __all__ = [
     "Account",
     "Adapter",
+    "Extraction",
+    "Intruders",
     "LayerAccount",
     "LoRAConfig",
     "LoRAConv1D",
@@ -35,24 +40,36 @@ __all__ = [
     "MergeReport",
     "MergedLayer",
     "TrainedCopy",
+    "Quantized",
+    "QuantizedLinear",
     "account",
     "activate",
     "active_adapters",
     "adapters",
     "attach",
+    "attach_updates",
+    "dequantize",
     "detach",
     "disabled",
+    "extract",
     "fold",
     "gaussian_lora_A",
     "initial_lora_A",
     "initial_lora_B",
+    "intruder_dimensions",
     "load_adapter",
     "lora_delta",
     "lora_layers",
     "merge",
     "merged_weight",
+    "nf4_levels",
     "pissa_factors",
+    "recompress",
+    "quantize",
+    "quantize_linears",
     "routed",
     "save_adapter",
+    "subspace_similarity",
     "unmerge",
+    "updates",
 ]
