@@ -52,6 +52,7 @@ class LoRALayer(nn.Module):
 
     kind: ClassVar[str]  # the class of the base in full
     transposed: ClassVar[bool] = False  # whether the weight is updated by (B A)ᵀ
+    mergeable: ClassVar[bool] = True  # whether the update can be added to the weight
     unmerged_weight: Tensor | None
     rows: tuple[str | None, ...] | None
 
@@ -222,18 +223,23 @@ class LoRALayer(nn.Module):
         """Give ``base`` back if it is a layer of this kind that an update of this rank fits; else raise, by name."""
         if full_name(base) != cls.kind:
             raise TypeError(f"{name} must be a {_shown(cls.kind)} itself, got {full_name(base)}")
-        if not isinstance(base.weight, nn.Parameter):
-            raise TypeError(
-                f"{name} must hold its weight as a parameter, but something computes it (weight norm, pruning)"
-            )
-        if not base.weight.is_floating_point():
-            raise TypeError(f"{name} must have a weight of a floating type, got {base.weight.dtype}")
+        cls._check_weight(base, name)
         if not isinstance(config, LoRAConfig):
             raise TypeError(f"config must be a LoRAConfig, got {type(config).__name__}")
         cls._check_rank(base, config.rank, name)
         if config.init == "pissa" and cls not in (LoRALinear, LoRAConv1D):
             raise TypeError(f"init='pissa' is for linear layers, but {name} is a {_shown(cls.kind)}")
         return base
+
+    @classmethod
+    def _check_weight(cls, base: Any, name: str) -> None:
+        """Refuse a weight that is no parameter of a floating type."""
+        if not isinstance(base.weight, nn.Parameter):
+            raise TypeError(
+                f"{name} must hold its weight as a parameter, but something computes it (weight norm, pruning)"
+            )
+        if not base.weight.is_floating_point():
+            raise TypeError(f"{name} must have a weight of a floating type, got {base.weight.dtype}")
 
     @classmethod
     def _check_rank(cls, base: Any, rank: int, name: str) -> None:

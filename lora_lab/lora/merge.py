@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_lab.lora.attach import attached_layers, close_note, noted
+from lora_lab.lora.attach import active_adapters, adapters, attached_layers, close_note, lora_layers, noted
 from lora_lab.lora.copies import TrainedCopy
 from lora_lab.lora.factors import TiedAdapter, wide
 from lora_lab.lora.layers import LoRALayer
@@ -66,8 +66,12 @@ def merge(model: nn.Module) -> MergeReport:
 
     Raises:
         ValueError: the model has no LoRA layers, is merged already, is inside ``disabled`` or ``routed``, is on the
-            meta device, or a merged weight would hold NaN or infinity.
+            meta device, has an active adapter that is no change of a weight, or a merged weight would hold NaN or
+            infinity.
     """
+    for name, config in adapters(model).items():
+        if (reason := getattr(config, "cannot_merge", "")) and name in active_adapters(model):
+            raise ValueError(f"model has the active adapter {name!r}, which cannot be merged: {reason}")
     layers = attached_layers(model)
     weights, rows = {}, []
     for name, layer in layers.items():
@@ -75,6 +79,11 @@ def merge(model: nn.Module) -> MergeReport:
             raise ValueError(f"model must not be merged yet, but {name!r} is; call unmerge(model) first")
         if not layer.enabled:
             raise ValueError(f"model must be outside disabled(model) to be merged, but {name!r} is disabled")
+        if not layer.mergeable:
+            raise ValueError(
+                f"model must have weights that an update can be added to, but {name!r} is a {type(layer.base).__name__}; "
+                "save the adapter, load it onto the base in full precision, and merge there"
+            )
         if layer.base.weight.is_meta:
             raise ValueError(f"model must have its weights, but {name!r} is on the meta device")
         weights[name] = layer.weight  # W + scale · B A
@@ -138,7 +147,7 @@ def fold(model: nn.Module) -> MergeReport:
         ValueError: what ``merge`` raises; attach was not called on this very model.
     """
     noted(model)
-    report = merge(model) if not any(layer.merged for layer in attached_layers(model).values()) else MergeReport(())
+    report = merge(model) if not any(layer.merged for layer in lora_layers(model).values()) else MergeReport(())
     for place, module in list(original_modules(model)):
         if isinstance(module, LoRALayer):
             model.set_submodule(place, module.base)

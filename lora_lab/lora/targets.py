@@ -27,13 +27,7 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     """Give the layers that ``config.targets`` names, in model order, or raise what ``attach`` raises."""
     modules = dict(original_modules(model))
     _check_patterns(config, modules)
-    saved = find_saved(model, config)
-    found = {name: module for name, module in _matching(model, config, modules).items() if not _inside(name, saved)}
-    if not found:
-        raise ValueError(f"targets must name a layer outside modules_to_save, got {config.targets!r}")
-    for name, module in found.items():
-        layer_class(plain(module), name).checked_base(plain(module), config.for_layer(name), name)
-    _check_whole(found, modules)
+    found = find_layers(model, config)
     shares = _tied(model, found, config)
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, module in modules.items():
@@ -47,6 +41,19 @@ def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     return targets
 
 
+def find_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
+    """Give the layers that ``config.targets`` names and an update of this rank fits, by dotted name."""
+    modules = dict(original_modules(model))
+    saved = find_saved(model, config)
+    found = {name: module for name, module in _matching(model, config, modules).items() if not _inside(name, saved)}
+    if not found:
+        raise ValueError(f"targets must name a layer outside modules_to_save, got {config.targets!r}")
+    for name, module in found.items():
+        layer_class(plain(module), name).checked_base(plain(module), config.for_layer(name), name)
+    _check_whole(found, modules)
+    return found
+
+
 def find_saved(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     """Give the modules that ``config.modules_to_save`` names, by dotted name."""
     modules = dict(original_modules(model))
@@ -55,8 +62,11 @@ def find_saved(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
         if not any(matches(name, (target,)) for name in found):
             raise ValueError(f"modules_to_save: {target!r} names no module.{_close(target, list(modules))}")
     for name, module in found.items():
-        if isinstance(module, LoRALayer) or any(isinstance(part, LoRALayer) for part in module.modules()):
+        # A trained copy is what an adapter beside this one trains here: it takes one more copy.
+        if type(module) is not TrainedCopy and any(isinstance(p, LoRALayer | TrainedCopy) for p in module.modules()):
             raise ValueError(f"modules_to_save: {name!r} is, or holds, a layer with an adapter; choose one of the two")
+        if inner := [other for other in found if other.startswith(f"{name}.")]:
+            raise ValueError(f"modules_to_save: {inner[0]!r} is inside {name!r}; name one of the two")
     return found
 
 
