@@ -26,7 +26,7 @@ def nf4_levels() -> Tensor:
     """Give the 16 levels of NormalFloat4, (16,) float32 from −1 to 1, with 0 among them.
 
     They are quantiles of the normal law, which lie close together near zero, where most weights are: 7 below zero, 8
-    above it, zero itself, each side divided by its largest.
+    above it, zero itself, all divided by the largest.
 
     Source: Dettmers et al. (2023), "QLoRA: Efficient finetuning of quantized LLMs", section 3 and appendix E.
     """
