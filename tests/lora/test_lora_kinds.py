@@ -2,6 +2,7 @@
 
 import copy
 
+import loralib
 import peft
 import pytest
 import torch
@@ -347,3 +348,34 @@ def test_refuses_what_it_cannot_adapt(build, rank, error, match, portrait):
     with pytest.raises(error, match=match):
         attach(model, LoRAConfig(rank, targets=("0",)))
     assert portrait(model) == before
+
+
+class TestLoralib:
+    """The first implementation of LoRA computes, learns and merges the same."""
+
+    @pytest.fixture(params=["linear", "embedding"])
+    def pair(self, request):
+        build, make = LAYERS[request.param]
+        ours = adapted(build)
+        if request.param == "linear":
+            theirs = loralib.Linear(6, 5, r=2, lora_alpha=5).double()
+        else:
+            theirs = loralib.Embedding(11, 5, r=2, lora_alpha=5).double()
+        layer = ours[0]
+        state = {"weight": layer.base.weight, "lora_A": layer.lora_A, "lora_B": layer.lora_B}
+        theirs.load_state_dict(state | ({"bias": layer.bias} if layer.bias is not None else {}))
+        return ours, theirs.train(), make()
+
+    def test_output_and_gradients(self, pair):
+        ours, theirs, x = pair
+        close(
+            output_and_gradients(ours, x, [ours[0].lora_A, ours[0].lora_B]),
+            output_and_gradients(theirs, x, [theirs.lora_A, theirs.lora_B]),
+        )
+
+    def test_merging(self, pair):
+        ours, theirs, x = pair
+        theirs.eval()  # loralib merges here
+        torch.testing.assert_close(ours[0].weight, theirs.weight, rtol=1e-12, atol=1e-12)
+        merge(ours)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
