@@ -40,8 +40,9 @@ def subspace_similarity(A1: Weight, A2: Weight) -> Floats:
         TypeError: a matrix does not hold real numbers.
         ValueError: the numbers of columns differ; a matrix is not finite, or is zero and so has no directions.
 
-    Source: Hu et al. (2021), section 7.2, equation 4, and appendix G. (Section 7.2 says right singular vectors of A and
-    appendix G left ones; with A (r, n) only the right ones have n numbers.)
+    Source: Hu et al. (2021), section 7.2, equation 4, and appendix G. (Section 7.2 speaks of the right singular vectors
+    of A and appendix G of left ones; of A (r, n) only the right ones have n numbers. The appendix's (1 − d²) / p, with
+    the projection metric d and p = min(i, j), is 1 − d² / p by its own definition of d.)
     """
     V1, V2 = _right_directions(A1, "A1"), _right_directions(A2, "A2")  # (n, k1), (n, k2)
     if V1.shape[0] != V2.shape[0]:

@@ -8,7 +8,7 @@ rank. And a full fine-tune becomes an adapter when the difference of the weights
 import difflib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -148,10 +148,13 @@ class Extraction:
         dense = sum(update.shape[0] * update.shape[1] for update in self.updates.values())
         rows.append(f"{len(self.updates)} layers: {stored:,} numbers instead of {dense:,}")
         if self.unchanged:
-            rows.append(f"the same in both models, and left out: {', '.join(self.unchanged)}")
+            rows.append(f"the same in both models, and left out: {_some(self.unchanged)}")
         if self.not_carried:
-            some = ", ".join(f"{place} ({change:.1e})" for place, change in self.not_carried.items())
-            rows.append(f"NOT CARRIED, though they differ (by so much): {some}")
+            largest = sorted(self.not_carried.items(), key=lambda item: item[1], reverse=True)
+            rows.append(
+                "NOT CARRIED, though they differ (by so much): "
+                + _some([f"{place} ({change:.1e})" for place, change in largest])
+            )
         return "\n".join(rows)
 
     __repr__ = __str__
@@ -267,6 +270,12 @@ def recompress(
         except ValueError as error_of_rank:
             raise ValueError(f"{place}: {error_of_rank}") from error_of_rank
     return smaller
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name the first six of many, and count the others."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def _update(place: str, layer: LoRALayer, adapter: Any) -> LowRank:
