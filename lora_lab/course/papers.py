@@ -171,7 +171,7 @@ def _sizes(paper: Paper) -> Iterator[Claim]:
         said["to_MB"],
         adapter / 1e6,
         "MB",
-        f"In units of 2²⁰ bytes it is {adapter / 2**20:.1f}, and no 35 either; 35 MB hold 17.5 million numbers.",
+        f"In units of 2²⁰ bytes it is {adapter / 2**20:.1f}, and not 35 either; 35 MB hold 17.5 million numbers.",
     )
     yield Claim(
         where,
@@ -221,8 +221,8 @@ def _scores(paper: Paper) -> Iterator[Claim]:
         large["wikisql"],
         _row(paper, "table_15", "qv", 8)["wikisql"],
         "table 15 for rank 8 on q and v",
-        "No setup of table 15 has both scores of the row: its 74.0 is that of rank 4 on q, k, v and o, its 91.6 that of "
-        "rank 8 on q and v.",
+        "No setup of table 15 has both scores of the row: its 74.0 is that of rank 4 on q, k, v and o, its 91.6 "
+        "that of rank 8 on q and v.",
     )
     one, other = _row(paper, "table_5", "q", 8), _row(paper, "table_6", "q", 8)
     yield _score(
