@@ -5,7 +5,9 @@ then ``layers.py``.
 """
 
 from lora_lab.lora.accounting import Account, LayerAccount, account
+from lora_lab.lora.alternatives import BitFitConfig, BottleneckConfig, FullConfig, HeadOnlyConfig
 from lora_lab.lora.attach import activate, active_adapters, adapters, attach, detach, disabled, lora_layers, routed
+from lora_lab.lora.bottleneck import Bottleneck, BottleneckLayer, bottleneck_parameters
 from lora_lab.lora.comparison import Intruders, intruder_dimensions, subspace_similarity
 from lora_lab.lora.config import LoRAConfig
 from lora_lab.lora.copies import TrainedCopy
@@ -22,12 +24,19 @@ from lora_lab.lora.factors import (
 from lora_lab.lora.files import load_adapter, save_adapter
 from lora_lab.lora.layers import LoRAConv1D, LoRAConv1d, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear
 from lora_lab.lora.merge import MergedLayer, MergeReport, fold, merge, unmerge
+from lora_lab.lora.optimizer import lora_plus_groups
 from lora_lab.lora.quantized import Quantized, QuantizedLinear, dequantize, nf4_levels, quantize, quantize_linears
 
 __all__ = [
     "Account",
     "Adapter",
+    "BitFitConfig",
+    "Bottleneck",
+    "BottleneckConfig",
+    "BottleneckLayer",
     "Extraction",
+    "FullConfig",
+    "HeadOnlyConfig",
     "Intruders",
     "LayerAccount",
     "LoRAConfig",
@@ -39,15 +48,16 @@ __all__ = [
     "LoRALinear",
     "MergeReport",
     "MergedLayer",
-    "TrainedCopy",
     "Quantized",
     "QuantizedLinear",
+    "TrainedCopy",
     "account",
     "activate",
     "active_adapters",
     "adapters",
     "attach",
     "attach_updates",
+    "bottleneck_parameters",
     "dequantize",
     "detach",
     "disabled",
@@ -60,13 +70,14 @@ __all__ = [
     "load_adapter",
     "lora_delta",
     "lora_layers",
+    "lora_plus_groups",
     "merge",
     "merged_weight",
     "nf4_levels",
     "pissa_factors",
-    "recompress",
     "quantize",
     "quantize_linears",
+    "recompress",
     "routed",
     "save_adapter",
     "subspace_similarity",

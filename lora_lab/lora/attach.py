@@ -261,6 +261,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: the model has no adapters, or is merged (the update is in the weights then).
     """
+    if _trains_whole(adapters(model)):
+        raise ValueError("model trains as a whole, and what it was before attach is not kept: nothing can be disabled")
     switches = [module for module in model.modules() if isinstance(getattr(module, "enabled", None), bool)]
     note: Attachment | None = getattr(model, _NOTE, None)
     if not switches and not (note and note.biases):
@@ -294,6 +296,8 @@ def routed(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
             raise ValueError(f"names must be of the model's adapters, {', '.join(note.configs)}, or None; got {name!r}")
     if note.biases:
         raise ValueError("names: this model's adapter trains biases, which all rows of a batch share")
+    if _trains_whole(note.configs):
+        raise ValueError("names: this model trains as a whole, and all rows of a batch share it")
     _check_not_merged(model)
     layers = [module for module in model.modules() if isinstance(module, LoRALayer | TrainedCopy)]
     before = [layer.rows for layer in layers]
@@ -338,6 +342,8 @@ def check_may_attach(model: nn.Module, name: str, *, biases: bool = False) -> No
         raise ValueError(f"model must have no LoRA layers of another model's yet, got {len(layers)}; attach the whole")
     if name in there:
         raise ValueError(f"name must be new, got {name!r}: the model has it; give another name, or detach(model) first")
+    if _trains_whole(there):
+        raise ValueError(f"model must not train as a whole, but {', '.join(there)} does that; detach(model) first")
     if there and (biases or noted(model).biases):
         raise ValueError(f"biases belong to one adapter alone, and the model has {', '.join(there)}; detach it first")
     _check_not_merged(model)
@@ -386,7 +392,7 @@ def _check_biases(model: nn.Module, config: LoRAConfig, targets: list[Target]) -
 
 def _set_flags(model: nn.Module, note: Attachment, names: set[str]) -> None:
     """Let the adapters of these names train, and nothing else."""
-    model.requires_grad_(False)
+    model.requires_grad_(_trains_whole(note.configs))
     for module in model.modules():
         if isinstance(module, LoRALayer):
             parts: list[nn.Module] = [module.adapters[name] for name in names if name in module.adapters]
@@ -398,6 +404,11 @@ def _set_flags(model: nn.Module, note: Attachment, names: set[str]) -> None:
             part.requires_grad_(True)
     for place in note.biases:
         model.get_parameter(place).requires_grad_(True)
+
+
+def _trains_whole(configs: Mapping[str, Any]) -> bool:
+    """Say whether one of the configurations lets the model train as a whole, as ``FullConfig`` does."""
+    return any(getattr(config, "trains_whole", False) for config in configs.values())
 
 
 def _check_mix(place: str, module: nn.Module, shares: Mapping[str, float]) -> None:
