@@ -212,6 +212,8 @@ def extract(
     for target in find_targets(base, LoRAConfig(rank=1, targets=targets, tied=tied)):
         place, key = target.names[0], f"{target.names[0]}.weight"
         carried |= {f"{name}.weight" for name in target.names}
+        if key not in before:
+            raise TypeError(f"targets: {place!r} must hold its weight as a parameter, got a {full_name(target.layer)}")
         if target.shares is not None:
             _check_tied_in_tuned(key, target.shares, base, after)
             continue
@@ -324,7 +326,7 @@ def _fitting(place: str, update: LowRank, modules: dict[str, nn.Module], balance
         raise ValueError(f"updates must name layers of the model in full, got {place!r}.{hint}")
     layer: Any = plain(modules[place])
     kind = layer_class(layer, place)
-    if kind not in _MATRIX_KINDS:
+    if not issubclass(kind, _MATRIX_KINDS):
         raise TypeError(f"{place!r} must have a matrix as its weight, got a {full_name(layer)}")
     in_features, out_features = kind._sizes(layer)
     if update.shape != (out_features, in_features):

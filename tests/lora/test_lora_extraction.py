@@ -18,6 +18,7 @@ from lora_lab.lora import (
     fold,
     lora_layers,
     merge,
+    quantize_linears,
     recompress,
     updates,
 )
@@ -283,6 +284,17 @@ class TestAttachUpdates:
         with torch.no_grad():
             torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, rtol=1e-12, atol=1e-12)
 
+    def test_a_base_in_4_bits_takes_them_too(self):
+        base = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+        given = random_updates(base, {"2": 3})
+        x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+        quantize_linears(base)
+        before = base(x)
+        attach_updates(base, given)
+        change = torch.tanh(base[0](x)).double() @ torch.from_numpy(given["2"].dense()).T
+        torch.testing.assert_close((base(x) - before).double(), change, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(updates(base)["2"].dense(), given["2"].dense(), atol=1e-5)
+
     @pytest.mark.parametrize(
         ("given", "error", "message"),
         [
@@ -485,6 +497,9 @@ class TestExtract:
         broken[0].q_proj.weight.data[0, 0] = torch.nan
         with pytest.raises(ValueError, match=r"0\.q_proj\.weight must be finite"):
             extract(toy(), broken, 2)
+        four_bits = nn.Sequential(quantize_linears(nn.Sequential(nn.Linear(64, 64)))[0])
+        with pytest.raises(TypeError, match="targets: '0' must hold its weight as a parameter"):
+            extract(four_bits, copy.deepcopy(four_bits), 2, targets=("0",))
         convolution = nn.Sequential(nn.Conv1d(3, 4, 2))
         with pytest.raises(TypeError, match="targets: '0' must have a matrix as its weight"):
             extract(convolution, nudge(convolution, ["0.weight"]), 1, targets=("0",))
