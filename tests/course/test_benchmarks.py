@@ -82,9 +82,12 @@ def test_a_worse_answer_has_a_larger_excess(monkeypatch):
     s = np.linalg.svd(A, compute_uv=False)
     U, _, Vt = np.linalg.svd(A, full_matrices=False)
     answer = U[:, :1] * 0.0, np.zeros(1), Vt[:1]
-    monkeypatch.setattr(benchmarks, "methods", lambda A, rank: ({OURS: lambda seed: answer}, {}))
+    seeds = []
+    monkeypatch.setattr(benchmarks, "methods", lambda A, rank: ({OURS: lambda seed: seeds.append(seed) or answer}, {}))
     [run] = benchmarks.measure("spikes", dtype="float64", ranks=(1,), repeats=2, threads=1, scale=16)
     assert run["excess"] == pytest.approx([np.linalg.norm(s) / np.linalg.norm(s[1:]) - 1] * 2, rel=1e-9)
+    assert len(run["seconds"]) == 2
+    assert seeds == [0, 1, 2]  # the first one warms up
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch):

@@ -306,6 +306,34 @@ def test_only_thin_products_are_asked_for():
     np.testing.assert_allclose(answer[1], randomized_svd(W, 8, rng=rng())[1], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("rank", "shape", "block", "steps"),
+    [
+        (0, (900, 800), 1, 14),
+        (1, (900, 800), 1, 14),
+        (2, (900, 800), 16, 5),
+        (8, (900, 800), 16, 5),
+        (9, (900, 800), 16, 7),
+        (33, (900, 800), 24, 7),
+        (79, (900, 800), 32, 7),
+        (80, (900, 800), 32, 6),
+        (80, (900, 801), 32, 7),
+    ],
+)
+def test_the_space_by_default(rank, shape, block, steps):
+    assert block_and_steps(rank, shape) == block_and_steps(rank, shape[::-1]) == (block, steps)
+    assert block * steps >= 2 * rank
+
+
+def test_a_narrow_block_takes_more_turns_for_a_space_as_large():
+    counted = Counted(rng(22).standard_normal((300, 280)))
+    randomized_svd(counted, 5, rng=rng(), block=3)
+    assert counted.columns == [1] + [3] * 2 * 27  # 27 · 3 dimensions, where 5 · 16 = 80 are usual
+    counted = Counted(counted.W)
+    randomized_svd(counted, 5, rng=rng(), block=20)
+    assert counted.columns == [1] + [20] * 2 * 5  # a wide one does not take fewer
+
+
 def test_it_ends_early_where_nothing_is_left():
     counted = Counted(with_singular_values(700, 600, np.geomspace(1, 0.1, 20)))
     randomized_svd(counted, 10, rng=rng())
