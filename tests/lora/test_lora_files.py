@@ -130,20 +130,16 @@ class TestWeReadPefts:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"use_dora": True}, "use_dora=True"),
-            ({"bias": "all"}, "bias='all'"),
-            ({"bias": "lora_only"}, "bias='lora_only'"),
-            ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]"),
-            ({"rank_pattern": {"k_proj": 1}}, "rank_pattern"),
-            ({"alpha_pattern": {"q_proj": 1}}, "alpha_pattern"),
-            ({"layers_to_transform": [0]}, r"layers_to_transform=\[0\]"),
-            ({"exclude_modules": ["0.self_attn.q_proj"]}, "exclude_modules"),
-            ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-            ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
-            ({"target_modules": r".*\.q_proj"}, "regular expression"),
+            ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'.*cannot be computed again"),
+            ({"init_lora_weights": "olora"}, "init_lora_weights='olora'.*takes the factors' start from the base"),
+            ({"init_lora_weights": "mica"}, "init_lora_weights='mica'.*B does not train"),
+            ({"init_lora_weights": "pissa", "use_dora": True}, "init='pissa' does not go with dora=True"),
             ({"trainable_token_indices": [1]}, "trainable_token_indices"),
             ({"lora_bias": True}, "lora_bias"),
-            ({"target_modules": ["embed_tokens"]}, "got .*Embedding"),
+            ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+            ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, "target_parameters"),
+            ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+            ({"rank_pattern": {"x_proj": 1}}, "rank_pattern: 'x_proj' matches no layer"),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
     )
@@ -371,13 +367,6 @@ class TestSavingRefuses:
         with pytest.raises(ValueError, match="one configuration"):
             save_adapter(model, tmp_path, base_model="toy")
 
-    def test_layers_that_no_list_of_names_describes(self, tmp_path):
-        model = nn.ModuleDict(
-            {"a": LoRALinear(nn.Linear(4, 4), LoRAConfig(2)), "b": nn.ModuleDict({"a": nn.Linear(4, 4)})}
-        )
-        with pytest.raises(ValueError, match="no list of targets"):
-            save_adapter(model, tmp_path, base_model="toy")
-
 
 class TestLoadingRefuses:
     """Every error says what is wrong, and leaves the model as it was: attached or not."""
@@ -401,20 +390,32 @@ class TestLoadingRefuses:
         [
             ({"peft_type": "IA3"}, "peft_type 'LORA', got 'IA3'"),
             ({"peft_type": None}, "peft_type"),
-            ({"use_dora": True}, "use_dora=True is not supported"),
-            ({"modules_to_save": ["0"]}, "modules_to_save"),
-            ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-            ({"layers_to_transform": [1]}, "layers_to_transform"),
-            ({"layers_to_transform": 1}, "layers_to_transform"),
-            ({"fan_in_fan_out": True}, "fan_in_fan_out"),
-            ({"bias": "all"}, "bias='all' is not supported"),
-            ({"target_modules": "q_proj"}, "regular expression"),
+            ({"use_dora": True}, "lora_magnitude_vector.* missing|dora must agree"),
+            ({"modules_to_save": ["0"]}, "0.q_proj.weight.* missing|modules_to_save: .0. is, or holds"),
+            ({"modules_to_save": "0"}, "modules_to_save must be a list of names, got '0'"),
+            ({"modules_to_save": ["x"]}, "modules_to_save: 'x' names no module"),
+            ({"rank_pattern": {"q_proj": 4}}, r"must have shape \(4, 6\)|rank must agree"),
+            ({"rank_pattern": {"z_proj": 4}}, "rank_pattern: 'z_proj' matches no layer"),
+            ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern.* above 0"),
+            ({"layers_to_transform": [1]}, "target_modules=.* names no layer"),
+            ({"layers_to_transform": "1"}, "layers_to_transform must be a whole number"),
+            ({"exclude_modules": ["0.q_proj"]}, "0.q_proj.* left over|0.q_proj is only in one"),
+            ({"exclude_modules": 7}, "exclude_modules must be a list of names, got 7"),
+            ({"exclude_modules": "("}, "regular expression"),
+            ({"bias": "all"}, "bias is missing|bias.* are missing|bias must agree"),
+            ({"bias": "some"}, "bias must be one of none, all, lora_only"),
+            ({"target_modules": "q_proj"}, "target_modules='q_proj' names no layer"),
+            ({"target_modules": "("}, "regular expression"),
+            ({"target_modules": "all-linear"}, "must be a list of names"),
+            ({"target_modules": [1]}, "target_modules must be a list of names"),
+            ({"target_modules": ["q_proj"]}, "v_proj.* left over|v_proj are only in one"),
             ({"target_modules": None}, "targets"),
             ({"target_modules": []}, "targets"),
             ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
             ({"something_new": "yes"}, "something_new='yes' is not supported"),
             ({"r": 0}, r"adapter_config.json: rank"),
             ({"r": "2"}, r"adapter_config.json: rank"),
+            ({"r": 30}, r"adapter_config.json: rank must be at most"),
             ({"lora_alpha": -1}, r"adapter_config.json: alpha"),
             ({"lora_dropout": 2}, r"adapter_config.json: dropout"),
             ({"use_rslora": "no"}, r"adapter_config.json: rslora"),
