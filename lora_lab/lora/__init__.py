@@ -11,6 +11,7 @@ from lora_lab.lora.bottleneck import Bottleneck, BottleneckLayer, bottleneck_par
 from lora_lab.lora.comparison import Intruders, intruder_dimensions, subspace_similarity
 from lora_lab.lora.config import LoRAConfig
 from lora_lab.lora.copies import TrainedCopy
+from lora_lab.lora.costs import Costs, LayerCost, attention_flops, convolution_flops, product_flops
 from lora_lab.lora.extraction import Extraction, attach_updates, extract, recompress, updates
 from lora_lab.lora.factors import (
     Adapter,
@@ -34,11 +35,13 @@ __all__ = [
     "Bottleneck",
     "BottleneckConfig",
     "BottleneckLayer",
+    "Costs",
     "Extraction",
     "FullConfig",
     "HeadOnlyConfig",
     "Intruders",
     "LayerAccount",
+    "LayerCost",
     "LoRAConfig",
     "LoRAConv1D",
     "LoRAConv1d",
@@ -57,7 +60,9 @@ __all__ = [
     "adapters",
     "attach",
     "attach_updates",
+    "attention_flops",
     "bottleneck_parameters",
+    "convolution_flops",
     "dequantize",
     "detach",
     "disabled",
@@ -75,6 +80,7 @@ __all__ = [
     "merged_weight",
     "nf4_levels",
     "pissa_factors",
+    "product_flops",
     "quantize",
     "quantize_linears",
     "recompress",
