@@ -16,10 +16,12 @@ from lora_lab.lora import (
     disabled,
     extract,
     fold,
+    load_adapter,
     lora_layers,
     merge,
     quantize_linears,
     recompress,
+    save_adapter,
     updates,
 )
 from lora_lab.lowrank import LowRank, choose_rank
@@ -218,6 +220,19 @@ class TestAttachUpdates:
                 other.lora_A["default"].weight.copy_(layer.lora_A)  # fails where PEFT gives it another rank
                 other.lora_B["default"].weight.copy_(layer.lora_B)
             torch.testing.assert_close(theirs(tokens).logits, ours(tokens).logits, rtol=1e-12, atol=1e-12)
+
+    def test_an_extracted_adapter_is_saved_and_loaded_by_peft_and_by_us(self, llama, tokens, tmp_path):
+        base = llama()
+        tuned = nudge(base, ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"], rank=3)
+        tuned = nudge(tuned, ["model.layers.1.self_attn.o_proj.weight"], rank=1)
+        found = extract(base, tuned, error=1e-6)
+        assert sorted(found.ranks.values()) == [1, 3, 3]
+        save_adapter(found.attach(llama()), tmp_path, base_model="tiny")
+        theirs = peft.PeftModel.from_pretrained(llama(), tmp_path)
+        ours = load_adapter(llama(), tmp_path)
+        with torch.no_grad():
+            for model in (theirs, ours):
+                torch.testing.assert_close(model(tokens).logits, tuned(tokens).logits, rtol=1e-5, atol=1e-5)
 
     def test_a_name_that_ends_another_name_is_that_layer_alone(self):
         """'0' is a layer, and 'nested.0' is another one."""
