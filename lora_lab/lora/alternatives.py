@@ -19,6 +19,7 @@ from lora_lab.lora.bottleneck import Activation, Bottleneck, BottleneckLayer, St
 from lora_lab.lora.config import LoRAConfig, layer_names
 from lora_lab.lora.copies import TrainedCopy
 from lora_lab.lora.layers import LoRALayer
+from lora_lab.lora.quantized import QuantizedLinear
 from lora_lab.lora.targets import find_saved, matches, original_modules, plain
 
 Places: TypeAlias = tuple[str, ...] | re.Pattern[str] | Callable[[str, nn.Module], bool]
@@ -114,7 +115,8 @@ class BitFitConfig:
 class HeadOnlyConfig:
     """The description of training one module alone, or some: a new classifier on frozen features, say.
 
-    The module trains in a copy that belongs to the adapter, so that the very module is back after ``detach``. A head
+    The module trains in a copy that belongs to the adapter, so that the very module is back after ``detach``. The copy
+    has the type of the module: in bfloat16, which has 8 significant bits, small steps of the optimiser are lost. A head
     whose weight is tied to the input embedding has a weight of its own in the copy: the embedding stays.
 
     Args:
@@ -204,6 +206,9 @@ def _attach_full(config: FullConfig, model: nn.Module, name: str, generator: tor
     for place, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise TypeError(f"model must have floating weights to train as a whole, but {place!r} is {parameter.dtype}")
+    for place, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            raise TypeError(f"model must have floating weights to train as a whole, but {place!r} has them in 4 bits")
     open_note(model).configs[name] = config
     activate(model, name)
 

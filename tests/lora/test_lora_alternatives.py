@@ -31,6 +31,7 @@ from lora_lab.lora import (
     fold,
     lora_layers,
     merge,
+    quantize_linears,
     routed,
     unmerge,
 )
@@ -51,9 +52,8 @@ def built(kind, config, dtype=torch.float64):
 
 
 def llama(dtype=torch.float64, **options):
-    config = transformers.LlamaConfig(
-        vocab_size=32, num_key_value_heads=1, attention_bias=True, mlp_bias=True, **SIZES, **options
-    )
+    shape = {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True}
+    config = transformers.LlamaConfig(vocab_size=32, **(SIZES | shape | options))
     return built(transformers.LlamaForCausalLM, config, dtype)
 
 
@@ -197,6 +197,14 @@ class TestEveryKind:
         assert count.base == plain
         assert count.adapter == adapter.get(kind, head_size)
         assert count.trainable == trains.get(kind, count.adapter)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_step_is_counted(self, kind):
+        model = attach(bert(), config_of(kind, "bert"))
+        before, count = account(bert(), batch=3, tokens=7).costs, account(model, batch=3, tokens=7)
+        assert count.costs.gradients == 8 * count.trainable
+        products = 4 * 2 * (2 * 16 * 5) if kind.startswith("bottleneck") else 0  # operations a token
+        assert count.costs.forward == before.forward + 3 * 7 * products
 
     @FAMILIES
     @pytest.mark.parametrize("kind", KINDS)
@@ -457,6 +465,22 @@ class TestBottleneck:
         attach(model, BottleneckConfig(2, ("1",), features=4))
         assert account(model).adapter == bottleneck_parameters(4, 2)
 
+    def test_a_layer_of_your_own(self):
+        base = nn.Linear(4, 4).eval()
+        layer = BottleneckLayer(base)
+        x = torch.randn(2, 4, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(layer(x), base(x))
+        adapter = moved(Bottleneck(4, 2, "relu", "near", generator=torch.Generator().manual_seed(1)))
+        layer.put("own", adapter)
+        assert not adapter.training
+        assert torch.equal(layer(x), adapter(base(x)))
+        assert not torch.equal(layer(x), base(x))
+
+    def test_the_generator_must_be_one(self):
+        for init in ("zero", "near"):
+            with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got 3"):
+                attach(bert(), BottleneckConfig(5, ("output.dense",), init=init), generator=3)
+
     def test_says_what_it_is_in_print(self):
         model = attach(nn.Sequential(nn.Linear(4, 4)), BottleneckConfig(2, ("0",)))
         assert "Bottleneck(features=4, width=2, activation='gelu')" in repr(model)
@@ -496,8 +520,9 @@ class TestSeveral:
         expected = [self.alone("small"), bert(), self.alone("lora")]
         for row, (other, own) in enumerate(zip(expected, x, strict=True)):
             torch.testing.assert_close(rows[row], logits(other, own[None])[0], rtol=1e-12, atol=1e-12)
-        with pytest.raises(ValueError, match="2 names for a batch of 3 rows"), routed(model, ["small", None]):
-            logits(model, x)
+        for one in (model, self.alone("small")):
+            with pytest.raises(ValueError, match="2 names for a batch of 3 rows"), routed(one, ["small", None]):
+                logits(one, x)
 
     def test_two_count_together(self):
         model, x = self.both(), inputs("bert")
@@ -553,6 +578,8 @@ class TestSeveral:
             (LoRAConfig(2, targets=("query",)), BitFitConfig()),
             (BitFitConfig(), BottleneckConfig(5, ("output.dense",))),
             (BitFitConfig(), FullConfig()),
+            (LoRAConfig(2, targets=("query",)), FullConfig()),
+            (HeadOnlyConfig(("classifier",)), FullConfig()),
             (FullConfig(), BitFitConfig()),
             (FullConfig(), LoRAConfig(2, targets=("query",))),
             (FullConfig(), FullConfig()),
@@ -621,8 +648,8 @@ class TestBitFit:
             assert torch.equal(one, other), name
 
     def test_finds_the_biases_of_torchs_own_layers(self):
-        model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "rnn": nn.LSTM(4, 3)})
-        attach(model, BitFitConfig())
+        model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, add_bias_kv=True), "rnn": nn.LSTM(4, 3)})
+        attach(model, BitFitConfig())  # bias_k and bias_v are one more key and value each, (1, 1, 4)
         trains = {name for name, p in model.named_parameters() if p.requires_grad}
         assert trains == {
             "attention.in_proj_bias",
@@ -635,6 +662,7 @@ class TestBitFit:
         model = attach(bert(), BitFitConfig(modules_to_save=("classifier",)))
         trains = {name for name, p in model.named_parameters() if p.requires_grad and "classifier" in name}
         assert trains == {"classifier.copies.default.weight", "classifier.copies.default.bias"}
+        assert not any("classifier" in name for name in model._lora_lab.biases)
 
     @pytest.mark.parametrize(
         "targets", [re.compile(r".*\.0\..*query"), lambda name, _: ".0." in name and name.endswith("query")]
@@ -748,6 +776,20 @@ class TestFull:
         with pytest.raises(TypeError, match=r"floating weights .* 'codes' is torch.uint8"):
             attach(model, FullConfig())
         assert not hasattr(model, "_lora_lab")
+
+    def test_a_base_in_4_bits_takes_everything_else(self):
+        """Its codes get no gradient: full fine-tuning would train what is left of it, without a word."""
+        model, x = llama(torch.float32, hidden_size=64, intermediate_size=64), inputs("llama")
+        quantize_linears(model)
+        with pytest.raises(TypeError, match=r"but 'model\.layers\.0\.self_attn\.q_proj' has them in 4 bits"):
+            attach(model, FullConfig())
+        assert not hasattr(model, "_lora_lab")
+        before = logits(model, x)
+        moved(attach(model, BottleneckConfig(5)))
+        assert account(model).adapter == 4 * bottleneck_parameters(64, 5)
+        assert not torch.allclose(logits(model, x), before)
+        detach(model)
+        assert torch.equal(logits(model, x), before)
 
 
 @pytest.mark.parametrize(
