@@ -23,10 +23,14 @@ from lora_lab.lora.factors import (
     pissa_factors,
 )
 from lora_lab.lora.files import load_adapter, save_adapter
+from lora_lab.lora.hadamard import walsh_hadamard
+from lora_lab.lora.intrinsic import Bracket, IntrinsicDimension, intrinsic_dimension
 from lora_lab.lora.layers import LoRAConv1D, LoRAConv1d, LoRAConv2d, LoRAEmbedding, LoRALayer, LoRALinear
 from lora_lab.lora.merge import MergedLayer, MergeReport, fold, merge, unmerge
 from lora_lab.lora.optimizer import lora_plus_groups
+from lora_lab.lora.projections import DenseProjection, FastfoodProjection, Projection, SparseProjection
 from lora_lab.lora.quantized import Quantized, QuantizedLinear, dequantize, nf4_levels, quantize, quantize_linears
+from lora_lab.lora.subspace import Subspace, SubspaceConfig, SubspaceLayer, find_subspace
 
 __all__ = [
     "Account",
@@ -35,10 +39,14 @@ __all__ = [
     "Bottleneck",
     "BottleneckConfig",
     "BottleneckLayer",
+    "Bracket",
     "Costs",
+    "DenseProjection",
     "Extraction",
+    "FastfoodProjection",
     "FullConfig",
     "HeadOnlyConfig",
+    "IntrinsicDimension",
     "Intruders",
     "LayerAccount",
     "LayerCost",
@@ -51,8 +59,13 @@ __all__ = [
     "LoRALinear",
     "MergeReport",
     "MergedLayer",
+    "Projection",
     "Quantized",
     "QuantizedLinear",
+    "SparseProjection",
+    "Subspace",
+    "SubspaceConfig",
+    "SubspaceLayer",
     "TrainedCopy",
     "account",
     "activate",
@@ -67,10 +80,12 @@ __all__ = [
     "detach",
     "disabled",
     "extract",
+    "find_subspace",
     "fold",
     "gaussian_lora_A",
     "initial_lora_A",
     "initial_lora_B",
+    "intrinsic_dimension",
     "intruder_dimensions",
     "load_adapter",
     "lora_delta",
@@ -89,4 +104,5 @@ __all__ = [
     "subspace_similarity",
     "unmerge",
     "updates",
+    "walsh_hadamard",
 ]
