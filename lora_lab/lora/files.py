@@ -8,9 +8,10 @@ and ``peft_config`` what the configuration says. Only safetensors are read; noth
 import dataclasses
 import json
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def save_adapter(
         _check_finite(key, tensor)
         tensors[key] = tensor.contiguous()
     text = json.dumps(entries, indent=2) + "\n"
-    _write(Path(folder), text.encode(), safetensors.torch.save(tensors, metadata={"format": "pt", **notes}))
+    _write(Path(folder), text.encode(), _with_notes(safetensors.torch.save(tensors, metadata={"format": "pt"}), notes))
 
 
 def load_adapter(model: Model, folder: str | os.PathLike[str], *, name: str = DEFAULT) -> Model:
@@ -155,7 +156,7 @@ def load_adapter(model: Model, folder: str | os.PathLike[str], *, name: str = DE
     saved = _copies(model, name) if there else find_saved(model, config)
     biases = bias_names(modules, {part.name for part in parts}, set(saved), config.bias)
     read = _Reading(tensors)
-    read.check_keys(_expected(parts, saved, biases, doubled), _allowed(model, modules, saved, config))
+    read.check_keys(_expected(parts, saved, biases, doubled), _allowed(model, modules, saved, config, tensors))
     factors = {part.name: read.factors(part, doubled) for part in parts}
     _check_shared(parts, factors)
     states = {place: read.state(place, module) for place, module in saved.items()}
@@ -239,12 +240,16 @@ def _expected(
 
 
 def _allowed(
-    model: Any, modules: Mapping[str, nn.Module], saved: Mapping[str, nn.Module], config: LoRAConfig
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    saved: Mapping[str, nn.Module],
+    config: LoRAConfig,
+    keys: Collection[str],
 ) -> dict[str, Tensor | str]:
     """Give the keys that a file may hold beside these, each with what it must be: a tensor, or another key.
 
     PEFT saves the input and output embeddings along where one is targeted, and with bias="all" also the biases of
-    the modules that have a trained copy, once for the module and once more for the copy.
+    the modules that have a trained copy, once for the module and once more for the copy. ``keys`` are the file's own.
     """
     allowed: dict[str, Tensor | str] = {}
     if hasattr(model, "get_input_embeddings") and hasattr(model, "get_output_embeddings"):
@@ -257,7 +262,8 @@ def _allowed(
         for key, tensor in modules[place].state_dict().items():
             if key.rpartition(".")[2] == "bias":
                 allowed[f"{PREFIX}{place}.original_module.{key}"] = tensor
-                allowed[f"{PREFIX}{place}.modules_to_save.{key}"] = f"{PREFIX}{place}.{key}"
+                copied = re.compile(rf"{re.escape(f'{PREFIX}{place}.modules_to_save')}\.([^.]+\.)?{re.escape(key)}")
+                allowed |= {other: f"{PREFIX}{place}.{key}" for other in keys if copied.fullmatch(other)}
     return allowed
 
 
@@ -419,8 +425,24 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged or not a safetensors file: {error}") from error
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return tensors, header.get("__metadata__") or {}
+    return tensors, _header(content).get("__metadata__") or {}
+
+
+def _with_notes(content: bytes, notes: Mapping[str, str]) -> bytes:
+    """Add notes to the metadata of a safetensors file. (The library writes two or more in an order that varies.)"""
+    if not notes:
+        return content
+    header, rest = _header(content), content[8 + int.from_bytes(content[:8], "little") :]
+    header["__metadata__"] |= notes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """Give the header of a safetensors file: after 8 bytes with its length, a JSON object."""
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header
 
 
 def _write(folder: Path, config: bytes, weights: bytes) -> None:
