@@ -142,8 +142,11 @@ class TestIntruderDimensions:
         assert intruder_dimensions(W, tuned, k=8, epsilon=0.7).indices == ()
 
     def test_the_sign_of_a_singular_vector_does_not_count(self):
-        _, _, W = self.weight()
-        assert intruder_dimensions(W, -W, k=8).count == 0
+        """Nearly one direction, but the largest entry, whose sign a decomposition fixes, is another: cosine −1."""
+        W, tuned = np.outer([1.0, -1.01], [1.0, 0.0]), np.outer([1.01, -1.0], [1.0, 0.0])
+        found = intruder_dimensions(W, tuned, k=1)
+        assert found.cosines[0] == pytest.approx(1, abs=1e-4)
+        assert found.count == 0
 
     def test_only_the_leading_k_are_looked_at(self):
         U, V, W = self.weight()
