@@ -367,10 +367,11 @@ def _alpha_from_peft(alpha: float, *, rslora: bool) -> float:
 
 
 def _ties(model: nn.Module, modules: Mapping[str, nn.Module], parts: list[Part]) -> bool:
-    """Say whether PEFT ties exactly the layers that share one update here."""
+    """Say whether PEFT ties exactly the layers that share one update here, and sees by a name that it should."""
     tied = _tied_by_peft(model, modules)
     together = {part.name for part in parts if part.shares} | {part.shares for part in parts if part.shares}
-    return bool(tied) and set(tied) == together and {part.shares for part in parts if part.shares} == {tied[0]}
+    owners = {part.shares for part in parts if part.shares}
+    return set(tied) == together and owners == {tied[0]} and any(_ends_in(name, _TIED_NAMES) for name in tied)
 
 
 def _task_type(model: nn.Module, modules: Mapping[str, nn.Module], saved: Collection[str]) -> str | None:

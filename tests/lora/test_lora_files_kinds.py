@@ -443,6 +443,21 @@ class TestTheWordsOfTheFile:
         close(again(x), ours(x))
         assert adapters(again)["default"].tied == "untie"
 
+    def test_a_tie_that_peft_does_not_see_by_its_name(self, tmp_path):
+        """In BERT the head is 'decoder', and PEFT looks for 'embed_tokens' and 'lm_head'."""
+
+        def base():
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                config = transformers.BertConfig(**SMALL, max_position_embeddings=16)
+                return transformers.BertForMaskedLM(config).double().eval()
+
+        ours = moved(attach(base(), config_of({"targets": ("decoder",), "tied": "share", "bias": "all"})))
+        with pytest.warns(UserWarning, match="PEFT has no tied='share' for cls.predictions.decoder"):
+            save_adapter(ours, tmp_path, base_model="tiny")
+        close(output(read_by_peft(base(), tmp_path)), output(ours))
+        close(output(load_adapter(base(), tmp_path)), output(ours))
+
 
 class TestSeveralAdapters:
     @pytest.fixture
