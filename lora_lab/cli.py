@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lora_lab
 from lora_lab import assets
@@ -42,7 +43,7 @@ def _is_for_the_user(error: Exception) -> bool:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """Build the parser; ``finetune`` has its options beside its job, which loads PyTorch, so only when asked for."""
+    """Build the parser; the options of ``finetune`` and ``experiment`` stand in other rooms, entered when asked for."""
     parser = argparse.ArgumentParser(prog="lora-lab", description="The course on low-rank factorization and LoRA.")
     parser.set_defaults(arguments=arguments)
     parser.add_argument("--version", action="version", version=f"lora-lab {lora_lab.__version__}")
@@ -66,20 +67,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     run.set_defaults(carry_out=_run)
 
     experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")
-    experiment.add_argument("what", choices=["rank-sweep"], help="which experiment")
-    experiment.add_argument("--name", required=True, help="it is stored as data/results/NAME.json")
-    experiment.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 8, 32], help="(%(default)s)")
-    experiment.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(%(default)s)")
-    experiment.add_argument("--examples", type=int, default=960, help="training examples (%(default)s)")
-    experiment.add_argument("--epochs", type=int, default=1, help="how often each is read (%(default)s)")
-    experiment.add_argument("--learning-rate", type=float, default=4e-3, help="AdamW's largest (%(default)s)")
-    experiment.add_argument("--test", type=int, default=64, help="questions of each test split (%(default)s)")
-    experiment.set_defaults(carry_out=_experiment)
+    if arguments[:1] == ["experiment"]:
+        _add_experiments(experiment)
 
     bench = commands.add_parser("bench", help="measure the course's functions beside those of other libraries")
     bench.add_argument("what", choices=["svd"], help="which function: svd is randomized_svd")
     bench.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="one process for each (%(default)s)")
-    bench.add_argument("--repeats", type=int, default=7, help="runs of each randomized method (%(default)s)")
+    bench.add_argument("--repeats", type=int, default=7, help="runs of each iterative method (%(default)s)")
     bench.add_argument("--output", metavar="NAME", help="store data/results/NAME.json and figures (default: do not)")
     bench.add_argument("--quick", action="store_true", help="small matrices, to see that it works")
     bench.set_defaults(carry_out=_bench)
@@ -151,13 +145,35 @@ def _finetune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_experiments(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` a command for each experiment, with an option for each of the experiment's own."""
+    from lora_lab.course.experiments import EXPERIMENTS
+
+    commands = parser.add_subparsers(title="experiments", metavar="EXPERIMENT", required=True)
+    for experiment in EXPERIMENTS.values():
+        command = commands.add_parser(experiment.name, help=experiment.purpose, description=f"{experiment.purpose}.")
+        text = "it is stored as data/results/NAME.json (%(default)s)"
+        command.add_argument("--name", default=experiment.name, dest="result", help=text)
+        for name, option in experiment.options.items():
+            several = isinstance(option.default, tuple)
+            shown = " ".join(map(str, option.default)) if several else option.default
+            kind: dict[str, Any] = {"type": type(option.default[0] if several else option.default)}
+            if several:
+                kind |= {"nargs": "+", "metavar": name.removesuffix("s").upper()}
+            elif isinstance(option.default, bool):
+                kind = {"action": argparse.BooleanOptionalAction}
+            words = f"{option.help} ({shown})".replace("%", "%%")
+            command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=option.default, help=words, **kind)
+        command.set_defaults(carry_out=_experiment, experiment=experiment)
+
+
 def _experiment(options: argparse.Namespace) -> int:
     """Run an experiment; what it measured goes into one file, run by run."""
-    from lora_lab.course.experiments import run_rank_sweep
+    from lora_lab.course.experiments import run_experiment
 
-    names = ("ranks", "seeds", "examples", "epochs", "learning_rate", "test")
-    command = shlex.join(["lora-lab", *options.arguments])
-    print(run_rank_sweep(options.name, command, **{name: getattr(options, name) for name in names}))
+    experiment, command = options.experiment, shlex.join(["lora-lab", *options.arguments])
+    chosen = {name: getattr(options, name) for name in experiment.options}
+    print(run_experiment(experiment, options.result, command, **chosen))
     return 0
 
 

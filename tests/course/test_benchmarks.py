@@ -196,7 +196,7 @@ def test_the_figure_has_a_panel_a_matrix_and_dtype(measured):
 
 def test_a_run_is_stored_with_its_origin_and_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "results_folder", lambda: tmp_path / "results")
-    monkeypatch.setattr("lora_lab.course.experiments.results_folder", lambda: tmp_path / "results")
+    monkeypatch.setattr("lora_lab.course.experiments.results.results_folder", lambda: tmp_path / "results")
     monkeypatch.setattr(
         benchmarks, "_measure_in_process", lambda threads, *_: made_up("spikes", 1, (1, 2), (0, 0), threads)
     )

@@ -1,0 +1,34 @@
+"""Experiments too long for a lesson: run once without a notebook, stored with their origin, drawn by the lesson.
+
+An experiment is one ``Experiment``: its name, its options, its plan and a function that measures one run of the plan.
+``lora-lab experiment NAME`` carries it out with ``run_experiment``, which shows progress, stores each run as soon as it
+is measured and goes on where it was stopped; a lesson runs a smaller one with ``perform``. A result is one JSON file in
+``data/results/``: ``provenance`` says on what, with which versions and by which command it was measured, ``runs`` holds
+one entry for each run.
+
+- ``experiment``: what an experiment is, and ``perform``, which measures its plan
+- ``results``: the files, and ``run_experiment``, which fills one
+- one module for each experiment, listed in ``EXPERIMENTS``
+"""
+
+from lora_lab.course.experiments import rank_sweep as _rank_sweep
+from lora_lab.course.experiments.experiment import Experiment, Option, Run, perform
+from lora_lab.course.experiments.rank_sweep import mean_score, rank_sweep, run_rank_sweep
+from lora_lab.course.experiments.results import _store, load_result, results_folder, run_experiment
+
+EXPERIMENTS = {experiment.name: experiment for experiment in (_rank_sweep.EXPERIMENT,)}
+
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "Option",
+    "Run",
+    "_store",
+    "load_result",
+    "mean_score",
+    "perform",
+    "rank_sweep",
+    "results_folder",
+    "run_experiment",
+    "run_rank_sweep",
+]
