@@ -31,6 +31,7 @@ from lora_lab.lora.peft_config import (
     config_from_peft,
     entries_to_peft,
     every_module,
+    listed,
     parts_to_attach,
 )
 from lora_lab.lora.peft_tensors import (
@@ -277,10 +278,10 @@ class _Reading:
     def check_keys(self, expected: Mapping[str, None], allowed: Mapping[str, Tensor | str]) -> None:
         """Raise if a tensor is missing or left over, or is not what the model has already."""
         if missing := [key for key in expected if key not in self.tensors]:
-            raise ValueError(f"{WEIGHTS_FILE} must hold all that the adapter trains, but {_some(missing)} missing")
+            raise ValueError(f"{WEIGHTS_FILE} must hold all that the adapter trains, but {listed(missing)} missing")
         beside = [key for key in self.tensors if key not in expected]
         if extra := [key for key in beside if key not in allowed]:
-            raise ValueError(f"{WEIGHTS_FILE} must hold nothing else than the adapter, but {_some(extra)} left over")
+            raise ValueError(f"{WEIGHTS_FILE} must hold nothing else than the adapter, but {listed(extra)} left over")
         for key in beside:
             own = allowed[key]
             own, whose = (self.tensors[own], own) if isinstance(own, str) else (own, "the model's own")
@@ -362,7 +363,7 @@ def _check_agrees(model: nn.Module, name: str, parts: list[Part], config: LoRACo
     described_names, names = ({part.name for part in there} for there in (parts_to_attach(model, config), parts))
     if described_names != names:
         raise ValueError(
-            f"the adapted layers must agree, but {_some(sorted(described_names ^ names))} only in one of the model's "
+            f"the adapted layers must agree, but {listed(sorted(described_names ^ names))} only in one of the model's "
             f"adapter and {CONFIG_FILE}"
         )
     bias = own.bias if own else "none"
@@ -392,12 +393,6 @@ def _check_finite(key: str, tensor: Tensor) -> None:
         raise ValueError(f"model must have its weights, but {key} is on the meta device")
     if not tensor.isfinite().all():
         raise ValueError(f"{key} must hold finite numbers, got NaN or infinity")
-
-
-def _some(names: list[str]) -> str:
-    """Name the first few of many, with the verb that follows."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 # ---- the two files ---------------------------------------------------------------------------------------------------

@@ -212,6 +212,12 @@ def config_from_peft(
     return _with_targets(model, config, [name for name in modules if name in found])
 
 
+def listed(names: list[str]) -> str:
+    """Name the first few of many, with the verb that follows."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
+
+
 # ---- how PEFT finds layers -------------------------------------------------------------------------------------------
 
 
@@ -264,10 +270,9 @@ def _tied_by_peft(model: Any, modules: Mapping[str, nn.Module]) -> list[str]:
 
     PEFT asks a model of transformers for ``_tied_weights_keys``, and ``config.tie_word_embeddings`` must not say no.
     """
-    untied = any(isinstance(module, LoRALayer) and module.untied for module in model.modules())  # while merged
     if not hasattr(model, "get_input_embeddings") or not hasattr(getattr(model, "config", None), "tie_word_embeddings"):
         return []
-    if not model.config.tie_word_embeddings and not untied:
+    if not model.config.tie_word_embeddings:
         return []
     keys: dict[str, str] = {}
     for name, module in [("", model), *modules.items()]:
@@ -319,9 +324,9 @@ def _targets_to_peft(
         said = {**entries, "target_modules": way}
         if tied and not _targets_tied(said):
             continue
-        if way != "all-linear" and _found_by_peft(modules, said) | set(tied) == adapted:
+        if _found_by_peft(modules, said) | set(tied) == adapted:
             return {"target_modules": way}
-    raise ValueError(f"PEFT has no way to name the layers {_some(names)} adapted beside its modules_to_save")
+    raise ValueError(f"PEFT has no way to name the layers {listed(names)} adapted beside its modules_to_save")
 
 
 def _saved_to_peft(modules: Mapping[str, nn.Module], saved: Collection[str], config: LoRAConfig) -> list[str]:
@@ -507,9 +512,3 @@ def _any_bias(modules: Mapping[str, nn.Module], names: Iterable[str], config: Lo
 def _two_names(name: str, other: str) -> str:
     """Say that PEFT's files cannot describe a layer with two names."""
     return f"{name} and {other} are one layer; PEFT's files describe the first name alone"
-
-
-def _some(names: list[str]) -> str:
-    """Name the first few of many, with the verb that follows."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"

@@ -458,6 +458,23 @@ class TestTheWordsOfTheFile:
         close(output(read_by_peft(base(), tmp_path)), output(ours))
         close(output(load_adapter(base(), tmp_path)), output(ours))
 
+    @pytest.mark.parametrize(("family", "said"), [("gpt2", True), ("llama", False)])
+    def test_peft_is_told_of_transposed_weights(self, family, said, tmp_path):
+        targets = ("c_attn",) if family == "gpt2" else ("q_proj",)
+        assert self.saved(tmp_path, family, targets=targets)["fan_in_fan_out"] is said
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "fan_in_fan_out")
+            read_by_peft(built(family), tmp_path)
+
+    def test_a_layer_wrapped_by_hand_trains_its_factors_alone(self, tmp_path):
+        config = LoRAConfig(2, bias="all", modules_to_save=("q_proj",), rank_pattern={"up_proj": 3})
+        model = built("llama").requires_grad_(False)
+        layer = model.model.layers[0].mlp
+        layer.up_proj = LoRALinear(layer.up_proj, config)
+        save_adapter(moved(model), tmp_path, base_model="tiny")
+        assert set(entries_of(tmp_path)) & {"modules_to_save", "rank_pattern"} == set()
+        close(output(load_adapter(built("llama"), tmp_path)), output(model))
+
 
 class TestSeveralAdapters:
     @pytest.fixture
@@ -583,6 +600,10 @@ THEIRS = {
     "gpt2, embedding alone": ("gpt2", {"target_modules": ["wte"], "ensure_weight_tying": True}),  # PEFT does not tie it
     "gpt2, tied": ("gpt2", {"target_modules": ["lm_head", "wte"], "ensure_weight_tying": True}),
     "bert, for its task": ("bert", {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
+    "bert, for its task and by name": (
+        "bert",
+        {"target_modules": ["query"], "task_type": "SEQ_CLS", "modules_to_save": ["classifier"]},
+    ),
     "bert, for its task with all biases": (
         "bert",
         {"target_modules": ["query"], "task_type": "SEQ_CLS", "bias": "all"},
@@ -879,6 +900,28 @@ class TestLoadingRefuses:
             with pytest.raises(ValueError, match="the model's own, but differs: the adapter is for another base"):
                 load_adapter(model, tmp_path)
             assert portrait(model) == before
+
+    def test_an_embedding_of_the_base_in_another_type(self, tmp_path):
+        made_by_peft("llama", tmp_path, torch.float32, target_modules=["embed_tokens"])
+        load_adapter(built("llama", torch.bfloat16), tmp_path)  # its base, rounded
+        rewrite(tmp_path, tensors={"base_model.model.model.embed_tokens.base_layer.weight": torch.ones(32, 16)})
+        with pytest.raises(ValueError, match="for another base"):
+            load_adapter(built("llama", torch.bfloat16), tmp_path)
+
+    def test_two_values_for_one_bias(self, portrait, tmp_path):
+        def base():
+            model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.LayerNorm(4)).double()
+            model[2].bias = model[1].bias
+            return model
+
+        save_adapter(moved(attach(base(), config_of({"targets": ("0",), "bias": "all"}))), tmp_path, base_model="toy")
+        load_adapter(base(), tmp_path)
+        rewrite(tmp_path, tensors={"base_model.model.2.bias": torch.ones(4, dtype=torch.float64)})
+        model = base()
+        before = portrait(model)
+        with pytest.raises(ValueError, match=r"2\.bias is one bias with another of the file, but differs"):
+            load_adapter(model, tmp_path)
+        assert portrait(model) == before
 
     def test_two_updates_for_one_that_is_shared(self, portrait, tmp_path):
         save_adapter(
