@@ -5,16 +5,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_RADIX = 128  # the size of the small matrices that the large one is a product of
+_LARGEST = 6  # the small matrices have at most 2⁶ rows: larger ones do more work, smaller ones pass over x more often
 
 
 def walsh_hadamard(x: Tensor) -> Tensor:
     """Give H x along the last dimension, with Sylvester's n×n matrix H of +1 and −1 that is never formed.
 
     H of size p·q is the Kronecker product of those of sizes p and q, so H x is a few products with small matrices, each
-    along one direction of x written as a table of many dimensions. With steps of size 2 that is the butterfly of
-    textbooks, n·log2(n) additions; with the larger steps here it does more additions and fewer passes over memory,
-    which is faster. H H = n I, and nothing is divided by √n here.
+    along one direction of x written as a table of several dimensions. With matrices of size 2 that is the butterfly of
+    textbooks, n·log2(n) additions; those of 16 to 64 here do more additions and pass over memory less often, which is
+    faster. H H = n I, and nothing is divided by √n.
 
     Args:
         x: (..., n) of floating or whole numbers; n a power of two.
@@ -33,13 +33,13 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     n = x.shape[-1] if x.dim() else 0
     if n < 1 or n & (n - 1):
         raise ValueError(f"x must have a last dimension that is a power of two (1, 2, 4, …), got {tuple(x.shape)}")
-    y, done = x, 1  # done: the size of the Hadamard matrix that has been applied
-    while done < n:
-        size = min(_RADIX, n // done)
+    y, done, left = x, 1, n.bit_length() - 1  # done: the size of the Hadamard matrix applied so far; n = done·2^left
+    for steps in range(-(-left // _LARGEST), 0, -1):
+        size = int(2 ** -(-left // steps))  # steps of equal size, as far as that goes
         small = _sylvester(size, x.device, x.dtype)
-        # First along the last direction, (…·n / size, size); then along (…·n / (size·done), size, done)'s middle one.
+        # (…·n / size, size) @ (size, size) at first, then (size, size) @ (…·n / (size·done), size, done)
         y = y.reshape(-1, size) @ small if done == 1 else small @ y.reshape(-1, size, done)
-        done *= size
+        done, left = done * size, left - size.bit_length() + 1
     return y.reshape(x.shape) if n > 1 else x.clone()
 
 

@@ -125,7 +125,7 @@ def intrinsic_dimension(
         ValueError: full_score is not above the baseline, so that there is nothing to explain; share or a dimension is
             out of its range; there are no seeds, or one twice; a score is NaN or infinite.
 
-    Source: Li et al. (2018), section 2; Aghajanyan, Gupta and Zettlemoyer (2021), section 3.1.
+    Source: Li et al. (2018), section 2; Aghajanyan, Gupta and Zettlemoyer (2021), section 3.
     """
     if not callable(score):
         raise TypeError(f"score must be a function of a dimension and a seed, got {score!r}")

@@ -125,7 +125,7 @@ class DenseProjection(Projection):
     Columns have length 1. ‖P v‖² / ‖v‖² is 1 on average with a standard deviation below √(2 / D).
 
     Source: Li, Farkhoor, Liu and Yosinski (2018), "Measuring the Intrinsic Dimension of Objective Landscapes",
-        section 2 and supplementary section S7.
+        section 2 and supplement.
     """
 
     kind = "dense"
@@ -142,7 +142,7 @@ class DenseProjection(Projection):
     def draw(self, generator: torch.Generator) -> tuple[Tensor]:
         """Draw P, (rows, dimension) in float32."""
         matrix = torch.randn(self.rows, self.dimension, generator=generator)
-        return (matrix / matrix.norm(dim=0),)
+        return (matrix / matrix.norm(dim=0, dtype=torch.float64).float(),)
 
     def cut(self, *kept: Tensor) -> Iterator["_DensePart"]:
         """Give some rows at a time, so that a copy of P in another type is never made as a whole."""
@@ -239,10 +239,10 @@ class FastfoodProjection(Projection):
     Columns have length 1 exactly if n divides D, else but for what the last block adds to them. ‖P v‖² / ‖v‖² is 1 on
     average with a standard deviation below √(6 / D).
 
-    Aghajanyan, Gupta and Zettlemoyer (2021) take one block that is larger than D instead of many small ones: the work
-    is then D·log D.
+    The code of Aghajanyan, Gupta and Zettlemoyer (2021), as others have published it again, pads v to one block of more
+    than D rows instead of stacking many small ones: the work is then D·log D.
 
-    Source: Le, Sarlós and Smola (2013), "Fastfood: Approximating Kernel Expansions in Loglinear Time", section 3.
+    Source: Le, Sarlós and Smola (2013), "Fastfood: Approximating Kernel Expansions in Loglinear Time".
     """
 
     kind = "fastfood"

@@ -48,8 +48,8 @@ class SubspaceConfig:
         projection: how P is drawn: "fastfood", "sparse" or "dense"; see ``projections.py``.
         structure_aware: False is DID, direct intrinsic dimension: all d numbers are v. True is SAID, structure-aware
             intrinsic dimension: m of the d numbers are scales λ, one for each of the m layers, and the other d − m are
-            v. A layer is a module that owns parameters, its weight and its bias together. A function from the name of
-            a parameter to that of its layer says otherwise: ``lambda name: name.split(".")[2]``, say, for one scale a
+            v. A layer is a module that owns parameters, its weight and its bias together; a tied weight belongs to the
+            first module that has it. A function from the name of a parameter to that of its layer says otherwise: ``lambda name: name.split(".")[2]``, say, for one scale a
             block.
         parameters: which parameters of the model move: "all" of them; a tuple of names, of parameters or of modules
             that hold them, compared in whole components with the end of the dotted name, ("weight",) or ("layer.0",
@@ -360,8 +360,10 @@ class _Made(NamedTuple):
 
 
 def _equal(now: Tensor, then: Tensor) -> bool:
-    """Say whether two vectors hold the same numbers, in the same type and place."""
-    return now.dtype == then.dtype and now.device == then.device and torch.equal(now, then)
+    """Say whether two vectors hold the same bits, in the same type and place; so that NaN is what it was, too."""
+    if now.dtype != then.dtype or now.device != then.device:
+        return False
+    return torch.equal(now.detach().view(torch.uint8), then.view(torch.uint8))
 
 
 def _mark(weight: Tensor) -> tuple[Any, ...]:
