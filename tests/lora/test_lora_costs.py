@@ -58,6 +58,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
     "all linear": lambda _: LoRAConfig(rank=3, targets="all-linear"),
     "last layer": lambda _: LoRAConfig(rank=2, targets=last_layer),
     "dropout": lambda _: LoRAConfig(rank=2, targets="all-linear", dropout=0.5),
+    "no dropout": lambda _: LoRAConfig(rank=2, targets="all-linear"),
     "DoRA": lambda _: LoRAConfig(rank=2, targets="all-linear", dora=True),
     "DoRA, dropout": lambda family: LoRAConfig(rank=2, targets=QV[family], dora=True, dropout=0.5),
     "PiSSA": lambda family: LoRAConfig(rank=2, targets=QV[family], init="pissa"),
@@ -391,6 +392,28 @@ def test_the_meta_device_serves_and_gives_the_same_costs():
         assert account(prepared("llama", way).to("meta"), batch=2, tokens=7) == account(
             prepared("llama", way), batch=2, tokens=7
         )
+
+
+def test_the_step_is_one_of_training_though_the_model_is_in_evaluation_mode():
+    training = account(prepared("llama", "dropout").train(), batch=2, tokens=7)
+    assert account(prepared("llama", "dropout").eval(), batch=2, tokens=7) == training
+    assert training.costs.activations > account(prepared("llama", "no dropout"), batch=2, tokens=7).costs.activations
+
+
+class Asks(nn.Module):
+    """A model that asks of its data whether all of it is in order, and whether any of it is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.more = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x) if (x >= 0).all() else self.more(x)
+        return self.more(y) if (x == 0).any() else y
+
+
+def test_what_a_model_asks_of_its_data_is_answered_as_for_whole_texts():
+    assert [row.name for row in account(Asks(), batch=2, tokens=3).costs.layers] == ["layer"]
 
 
 def test_padding_is_taken_for_absent_and_positions_for_consecutive():
