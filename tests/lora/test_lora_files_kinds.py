@@ -368,7 +368,7 @@ class TestTheWordsOfTheFile:
         A = tensors_of(tmp_path)["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
         close(A[2:], lora_layers(model)["model.layers.0.self_attn.q_proj"].lora_A)  # what it started from
 
-    @pytest.mark.parametrize("alpha", [1, 3, 7.3, 16, 0.1, 1 / 3, 100])
+    @pytest.mark.parametrize("alpha", [16, 7.3, 7, 3.3, 1 / 3])
     def test_pissas_alpha_comes_back(self, alpha, tmp_path):
         config = config_of({"init": "pissa", "rslora": True, "alpha": alpha})
         save_adapter(attach(built("llama"), config), tmp_path, base_model="tiny")
@@ -379,6 +379,8 @@ class TestTheWordsOfTheFile:
     def test_pissa_without_its_note_is_plain_lora(self, tmp_path):
         ours = adapted("llama", config_of({"init": "pissa"}))
         save_adapter(ours, tmp_path, base_model="tiny")
+        content = (tmp_path / "adapter_model.safetensors").read_bytes()
+        assert int.from_bytes(content[:8], "little") % 8 == 0  # where the tensors begin
         rewrite(tmp_path)  # as it is after PEFT read and saved it
         again = load_adapter(built("llama"), tmp_path)
         assert adapters(again) == {"default": config_of({"rank": 4, "alpha": 10})}
@@ -925,7 +927,7 @@ class TestLoadingRefuses:
 
     def test_two_updates_for_one_that_is_shared(self, portrait, tmp_path):
         save_adapter(
-            adapted("llama, tied", config_of({"targets": ("lm_head",), "tied": "share"})), tmp_path, base_model="t"
+            adapted("llama, tied", config_of({"targets": ("embed_tokens",), "tied": "share"})), tmp_path, base_model="t"
         )
         key = "base_model.model.lm_head.lora_A.weight"
         rewrite(tmp_path, tensors={key: tensors_of(tmp_path)[key] * 2})
