@@ -90,6 +90,8 @@ def load_encoder(
     if pretrained:
         _fill(model.bert, weights)
         model.name_or_path = model.config._name_or_path = ENCODERS[name]
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # which trains faster on short texts, as in load_model
     return model.to(device).eval(), tokenizer
 
 

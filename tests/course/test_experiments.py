@@ -172,6 +172,10 @@ class TestPerform:
         with pytest.raises(ValueError, match="twice, or for one like it"):
             perform(replace(toy.experiment, plan=lambda _: plan))
 
+    def test_a_figure_with_the_name_of_a_setting_is_refused(self, toy):
+        with pytest.raises(ValueError, match="toy: size is a setting and a figure of one run"):
+            perform(replace(toy.experiment, measure=lambda *_: {"size": 3}))
+
     def test_a_run_of_another_plan_is_refused(self, toy):
         with pytest.raises(ValueError, match=r"done: {'size': 9, 'seed': 0} is no run of this plan"):
             perform(toy.experiment, done=[{"size": 9, "seed": 0}])
@@ -218,6 +222,12 @@ class TestStored:
         run_experiment(toy.experiment, "stopped", "a command")
         assert len(toy.measured) == 4 - runs
         assert (folder / "stopped.json").read_bytes() == (folder / "whole.json").read_bytes()
+
+    def test_settings_that_json_writes_otherwise_are_found_again(self, toy, folder):
+        experiment = replace(toy.experiment, plan=lambda _: [{"size": 1, "layers": (0, n)} for n in (1, 2)])
+        for _ in range(2):
+            run_experiment(experiment, "mine", "a command")
+        assert toy.measured == [{"size": 1, "layers": [0, 1]}, {"size": 1, "layers": [0, 2]}]
 
     @pytest.mark.parametrize(
         ("change", "what"),

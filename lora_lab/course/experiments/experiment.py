@@ -64,6 +64,18 @@ class Experiment:
                 raise ValueError(f"{name}: got {value!r}, takes a value like {self.options[name].default!r}")
         return {name: given.get(name, option.default) for name, option in self.options.items()}
 
+    def planned(self, options: Options) -> list[Run]:
+        """Give the settings of every run, as JSON keeps them, so that a stored run is found again.
+
+        Raises:
+            ValueError: the plan has two runs that cannot be told apart.
+        """
+        plan: list[Run] = json.loads(json.dumps(self.plan(options)))
+        for place, settings in enumerate(plan):
+            if any(_holds(other, settings) for other in plan[:place] + plan[place + 1 :]):
+                raise ValueError(f"{self.name}: its options ask for the run {settings} twice, or for one like it")
+        return plan
+
 
 def perform(
     experiment: Experiment,
@@ -89,16 +101,13 @@ def perform(
 
     Raises:
         ValueError: an option that the experiment does not take, a plan with two runs that cannot be told apart, a
-            run among ``done`` that is not in the plan.
+            run among ``done`` that is not in the plan, a figure with the name of a setting.
     """
     from lora_lab.finetune.progress import Progress, _in_notebook
 
     options = experiment.chosen(options or {})
-    plan = experiment.plan(options)
+    plan = experiment.planned(options)
     measured: list[Run | None] = [None] * len(plan)
-    for place, settings in enumerate(plan):
-        if any(_holds(other, settings) for other in plan[:place] + plan[place + 1 :]):
-            raise ValueError(f"{experiment.name}: its options ask for the run {settings} twice, or for one like it")
     for run in done:
         measured[_place(run, plan)] = run
     if materials is None and None in measured:
@@ -108,6 +117,10 @@ def perform(
         for place, settings in enumerate(plan):
             if measured[place] is None:
                 figures = experiment.measure(materials, options, settings, progress and not _in_notebook())
+                if odd := settings.keys() & figures.keys():
+                    raise ValueError(
+                        f"{experiment.name}: {', '.join(sorted(odd))} is a setting and a figure of one run"
+                    )
                 measured[place] = run = {**settings, **figures}
                 if report is not None:
                     report(run)
@@ -129,8 +142,8 @@ def _place(run: Run, plan: Sequence[Run]) -> int:
 
 
 def _holds(run: Run, settings: Run) -> bool:
-    """Say whether a run, which may have been stored as JSON in between, has these settings."""
-    return all(name in run and run[name] == value for name, value in json.loads(json.dumps(settings)).items())
+    """Say whether a run has these settings."""
+    return all(name in run and run[name] == value for name, value in settings.items())
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -56,7 +56,7 @@ def run_experiment(experiment: Experiment, name: str, command: str, *, progress:
         stored = load_result(name)
         _check_same(path, json.loads(json.dumps(provenance)), stored["provenance"], ("options", *conditions, "torch"))
         runs, provenance = stored["runs"], stored["provenance"]
-    plan = experiment.plan(options)
+    plan = experiment.planned(options)
 
     def report(run: Run) -> None:
         runs.append(run)
