@@ -13,7 +13,7 @@ fastfood   signs, a shuffle and D normal numbers  3·D           D·log d
 
 Everything random follows from a seed, so a projection is saved as four words. While it is in use, what was drawn is
 kept, in the smallest types that hold it (2 bytes for each entry of the sparse matrix, 5 for each row of the fastfood
-one): drawing the numbers anew for every product takes several times as long as the product.
+one): drawing the numbers anew for every product would take longer than the product.
 """
 
 import math

@@ -49,8 +49,8 @@ class SubspaceConfig:
         structure_aware: False is DID, direct intrinsic dimension: all d numbers are v. True is SAID, structure-aware
             intrinsic dimension: m of the d numbers are scales λ, one for each of the m layers, and the other d − m are
             v. A layer is a module that owns parameters, its weight and its bias together; a tied weight belongs to the
-            first module that has it. A function from the name of a parameter to that of its layer says otherwise: ``lambda name: name.split(".")[2]``, say, for one scale a
-            block.
+            first module that has it. A function from the name of a parameter to that of its layer says otherwise:
+            ``lambda name: name.split(".")[2]``, say, for one scale a block.
         parameters: which parameters of the model move: "all" of them; a tuple of names, of parameters or of modules
             that hold them, compared in whole components with the end of the dotted name, ("weight",) or ("layer.0",
             "classifier"); or a function of the dotted name and the parameter. The others are frozen. A parameter that

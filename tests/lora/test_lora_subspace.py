@@ -217,11 +217,11 @@ class TestProjections:
         with pytest.raises(ValueError, match=r"'dense' keeps 20,000,000 × 10,000 numbers, 800 GB, .* 'fastfood'"):
             DenseProjection(20_000_000, 10_000, 0)
 
-    def test_fastfood_draws_no_zero(self):
+    def test_fastfood_draws_no_zero(self, monkeypatch):
         """One in 10⁷ normal numbers is 0 in float16; as a whole block of size 1 it would give NaN."""
-        projection = FastfoodProjection(2**22, 1, 0)
-        y = projection @ torch.ones(1)
-        torch.testing.assert_close(y.abs(), torch.full_like(y, 2**-11))
+        monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.zeros(shape))
+        y = FastfoodProjection(64, 1, 0) @ torch.ones(1)
+        torch.testing.assert_close(y.abs(), torch.full((64,), 1 / 8))
 
     @EVERY
     def test_refuses_more_columns_than_rows(self, kind):
@@ -561,6 +561,11 @@ class TestSubspace:
             first = model(x).logits
         loss_of(model, x).backward()
         assert torch.equal(model(x).logits, first)
+        layer = moved(attach(nn.Sequential(nn.Linear(3, 2)).double(), SubspaceConfig(4))).requires_grad_(False)
+        x = normal(2, 3).requires_grad_()
+        with torch.inference_mode():
+            layer(x)
+        assert torch.equal(torch.autograd.grad(layer(x).sum(), x)[0][0], layer[0].weight.sum(0))
 
     def test_training_and_evaluation_mode_reach_the_layers(self):
         model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).double()
@@ -611,7 +616,7 @@ class TestSubspace:
         full(x).square().sum().backward()
         g = torch.cat([p.grad.flatten() for p in full.parameters()])
         torch.testing.assert_close(find_subspace(model).v.grad, find_subspace(model).projection.transposed(g))
-        copy.deepcopy(model)
+        assert all(isinstance(weight, nn.Parameter) for weight in model[0].base._flat_weights)
         with disabled(model):
             torch.testing.assert_close(model(x), base(x))
         detach(model)
