@@ -155,15 +155,17 @@ def _add_experiments(parser: argparse.ArgumentParser) -> None:
         text = "it is stored as data/results/NAME.json (%(default)s)"
         command.add_argument("--name", default=experiment.name, dest="result", help=text)
         for name, option in experiment.options.items():
-            several = isinstance(option.default, tuple)
-            shown = " ".join(map(str, option.default)) if several else option.default
-            kind: dict[str, Any] = {"type": type(option.default[0] if several else option.default)}
-            if several:
-                kind |= {"nargs": "+", "metavar": name.removesuffix("s").upper()}
-            elif isinstance(option.default, bool):
+            kind: dict[str, Any]
+            default = option.default
+            if isinstance(default, tuple):
+                kind = {"type": type(default[0]), "nargs": "+", "metavar": name.removesuffix("s").upper()}
+            elif isinstance(default, bool):
                 kind = {"action": argparse.BooleanOptionalAction}
+            else:
+                kind = {"type": type(default)}
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
             words = f"{option.help} ({shown})".replace("%", "%%")
-            command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=option.default, help=words, **kind)
+            command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=default, help=words, **kind)
         command.set_defaults(carry_out=_experiment, experiment=experiment)
 
 
