@@ -64,7 +64,7 @@ def test_quickstart_trains_an_adapter_that_peft_loads(monkeypatch, tmp_path):
     names = {}
     for block in BLOCKS[1:]:
         exec(block, names)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert sorted(path.name for path in Path("singer-adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
