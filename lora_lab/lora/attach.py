@@ -6,7 +6,7 @@ model may have several adapters: ``activate`` chooses one or mixes some, ``disab
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -35,11 +35,15 @@ class Attachment:
         requires_grad: the flag of every parameter as it was, by name.
         configs: the configuration of each adapter, by name.
         biases: what the biases that train were before they did, by name.
+        batches: how many batches each layer with running statistics had seen, by name.
+        blocks: how many blocks of ``disabled`` and ``routed`` are open.
     """
 
     requires_grad: dict[str, bool]
     configs: dict[str, Any] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
+    blocks: int = 0
 
 
 def attach(model: Model, config: Any, *, name: str = DEFAULT, generator: torch.Generator | None = None) -> Model:
@@ -48,6 +52,9 @@ def attach(model: Model, config: Any, *, name: str = DEFAULT, generator: torch.G
     The wrapping is in place. One of A and B is zero (PiSSA takes away what they are), so the model computes what it
     computed before. If anything is wrong, the error comes before the first change. Call it again with another ``name``
     to add a second adapter to the same base; the one attached last is the one that is active and trains.
+
+    What is frozen are parameters. In training mode a batch norm goes on averaging what it sees, and no adapter holds
+    these averages: call ``eval()`` on such layers before you train, or name them in ``modules_to_save``.
 
     Args:
         model: any module that holds layers to adapt; it may be on the meta device.
@@ -59,17 +66,20 @@ def attach(model: Model, config: Any, *, name: str = DEFAULT, generator: torch.G
             fresh CPU generator with seed 0.
 
     Raises:
-        TypeError: model is not a module, or is itself a layer to adapt; a target names something other than a linear
-            layer, an embedding, or a convolution in one or two dimensions.
-        ValueError: the model has an adapter of this name, or is merged; a target names no layer; the rank does not
-            fit a layer; a target's weight is tied to another layer's; one layer has several names and only some are
-            targets; biases are to train and there is another adapter.
+        TypeError: model is not a module, or is itself a layer to adapt; generator is none; a target names something
+            other than a linear layer, an embedding, or a convolution in one or two dimensions.
+        ValueError: the model has an adapter of this name, is merged, or is inside ``disabled`` or ``routed``; a target
+            or a pattern names no layer; the rank does not fit a layer; a target's weight is tied to another layer's;
+            one layer has several names and only some are targets; biases are to train and there is another adapter.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    _attach(
-        config, model, checked_name(name), torch.Generator("cpu").manual_seed(0) if generator is None else generator
-    )
+    if generator is None:
+        generator = torch.Generator("cpu").manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
+    with torch.inference_mode(False):  # what is made in inference mode can never train
+        _attach(config, model, checked_name(name), generator)
     return model
 
 
@@ -151,14 +161,14 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     were before.
 
     Raises:
-        ValueError: attach was not called on this very model, there is no adapter of this name, or the model is merged.
+        ValueError: attach was not called on this very model, there is no adapter of this name, or the model is merged
+            or inside ``disabled`` or ``routed``.
     """
-    if not hasattr(model, _NOTE):
-        raise ValueError("model must be the one that attach(model, config) was called on; this one was not")
-    note: Attachment = getattr(model, _NOTE)
+    note = noted(model)
     if name is not None and name not in note.configs:
         raise ValueError(f"name must be one of the model's adapters, {', '.join(note.configs)}, got {name!r}")
     _check_not_merged(model)
+    _check_outside_blocks(note)
     leaving = list(note.configs) if name is None else [name]
     put_biases(model, note.biases)
     for place, module in list(original_modules(model)):
@@ -194,12 +204,14 @@ def activate(model: nn.Module, adapters: str | Mapping[str, float]) -> None:
         adapters: the name of one adapter, or a share for each of some: ``{"sql": 0.7, "chat": 0.3}``.
 
     Raises:
-        TypeError: a share is not a number.
+        TypeError: adapters is neither a name nor a dict; a share is not a number.
         ValueError: attach was not called on this very model, it has no adapter of a name, it is merged, a share is
             not finite, or adapters are mixed that cannot be: those of DoRA, which stretch the whole weight, and those
             that train a copy of one module.
     """
     note = noted(model)
+    if not isinstance(adapters, str | Mapping):
+        raise TypeError(f"adapters must be the name of one adapter, or a dict from names to shares, got {adapters!r}")
     shares = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters)
     if not shares:
         raise ValueError("adapters must name one adapter at least; with disabled(model) none counts")
@@ -263,7 +275,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """
     if _trains_whole(adapters(model)):
         raise ValueError("model trains as a whole, and what it was before attach is not kept: nothing can be disabled")
-    switches = [module for module in model.modules() if isinstance(getattr(module, "enabled", None), bool)]
+    switches = [module for module in model.modules() if isinstance(module, LoRALayer | TrainedCopy)]
     note: Attachment | None = getattr(model, _NOTE, None)
     if not switches and not (note and note.biases):
         attached_layers(model)
@@ -271,10 +283,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
     before = [module.enabled for module in switches]
     trained = put_biases(model, note.biases) if note and (all(before) or not before) else {}
     for module in switches:
-        module.enabled = False  # type: ignore[assignment]
+        module.enabled = False
+    if note:
+        note.blocks += 1
     try:
         yield
     finally:
+        if note:
+            note.blocks -= 1
         for module, enabled in zip(switches, before, strict=True):
             module.enabled = enabled
         put_biases(model, trained)
@@ -288,9 +304,13 @@ def routed(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
     active. The batch must be the first dimension of whatever a layer is given.
 
     Raises:
+        TypeError: names is no list.
         ValueError: the model has no adapter of a name, is merged, or trains biases, which all rows share.
     """
     note = noted(model)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"names must be a list with one name, or None, for each row of the batch, got {names!r}")
+    names = tuple(names)
     for name in names:
         if name is not None and name not in note.configs:
             raise ValueError(f"names must be of the model's adapters, {', '.join(note.configs)}, or None; got {name!r}")
@@ -302,10 +322,12 @@ def routed(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, LoRALayer | TrainedCopy)]
     before = [layer.rows for layer in layers]
     for layer in layers:
-        layer.rows = tuple(names)
+        layer.rows = names
+    note.blocks += 1
     try:
         yield
     finally:
+        note.blocks -= 1
         for layer, rows in zip(layers, before, strict=True):
             layer.rows = rows
 
@@ -323,8 +345,20 @@ def open_note(model: nn.Module) -> Attachment:
     if not hasattr(model, _NOTE):
         flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         model.requires_grad_(False)
-        setattr(model, _NOTE, Attachment(flags))
+        setattr(model, _NOTE, Attachment(flags, batches=_batches(model)))
     return noted(model)
+
+
+def moved_statistics(model: nn.Module) -> list[str]:
+    """Name the layers whose running statistics are no longer what they were at ``attach``, but for trained copies."""
+    before = noted(model).batches
+    return [name for name, count in _batches(model).items() if count != before.get(name, count)]
+
+
+def _batches(model: nn.Module) -> dict[str, int]:
+    """Give the number of batches that each layer with running statistics has seen, but for trained copies."""
+    counts = {name: module._buffers.get("num_batches_tracked") for name, module in original_modules(model)}
+    return {name: int(count) for name, count in counts.items() if count is not None and not count.is_meta}
 
 
 def close_note(model: nn.Module) -> None:
@@ -347,6 +381,8 @@ def check_may_attach(model: nn.Module, name: str, *, biases: bool = False) -> No
     if there and (biases or noted(model).biases):
         raise ValueError(f"biases belong to one adapter alone, and the model has {', '.join(there)}; detach it first")
     _check_not_merged(model)
+    if there:
+        _check_outside_blocks(noted(model))
 
 
 def add_copy(model: nn.Module, place: str, module: nn.Module, name: str) -> None:
@@ -422,6 +458,12 @@ def _check_mix(place: str, module: nn.Module, shares: Mapping[str, float]) -> No
         copies = [name for name in shares if name in module.copies]
         if len(copies) > 1 or (copies and shares[copies[0]] != 1):
             raise ValueError(f"adapters: {' and '.join(copies)} train a copy of {place!r}; activate one alone")
+
+
+def _check_outside_blocks(note: Attachment) -> None:
+    """Raise inside ``disabled`` or ``routed``: at its end the block would put back what is no longer there."""
+    if note.blocks:
+        raise ValueError("model must be outside disabled(model) and routed(model, …); end the block first")
 
 
 def _check_not_merged(model: nn.Module) -> None:

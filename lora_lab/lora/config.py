@@ -43,7 +43,7 @@ class LoRAConfig:
         bias: which biases of the model train beside the factors: "none", "all", or those of the adapted layers
             ("lora_only").
         rank_pattern: other ranks for some layers, by a regular expression that the end of the dotted name matches in
-            whole components; the first one that matches counts.
+            whole components; the first one that matches counts. Each must match a layer that is adapted.
         alpha_pattern: other values of alpha, likewise.
         modules_to_save: names of modules, as in ``targets``, that are trained as a whole in a copy that belongs to
             the adapter: a new classifier, say.
@@ -167,6 +167,11 @@ def _targets(value: object) -> Targets:
         return value
     if callable(value) and not isinstance(value, type):
         return value
+    if isinstance(value, str):
+        raise TypeError(
+            f"targets must be a tuple of layer names, re.compile(…), a function or 'all-linear', got the string "
+            f"{value!r}; write ({value!r},)"
+        )
     return layer_names("targets", value)
 
 

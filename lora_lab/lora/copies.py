@@ -61,4 +61,6 @@ class TrainedCopy(nn.Module):
         except AttributeError:
             if name in ("base", "copies") or name.startswith("__"):
                 raise
-            return getattr(self.in_use, name)
+            if isinstance(value := getattr(self.in_use, name), torch.Tensor) and self.enabled and self.rows is not None:
+                raise ValueError(f"{name} of this module differs from row to row: end routed(model, …) first") from None
+            return value

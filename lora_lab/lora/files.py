@@ -20,7 +20,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lora_lab.lora.attach import Model, adapters, attach, attached_layers, check_may_attach, lora_layers
+from lora_lab.lora.attach import (
+    Model,
+    adapters,
+    attach,
+    attached_layers,
+    check_may_attach,
+    lora_layers,
+    moved_statistics,
+)
 from lora_lab.lora.config import LoRAConfig
 from lora_lab.lora.copies import TrainedCopy
 from lora_lab.lora.layers import DEFAULT, LoRALayer, checked_name
@@ -73,7 +81,8 @@ def save_adapter(
 
     Warns:
         UserWarning: PEFT will compute something else with a layer, for it ignores the dilation and the padding_mode
-            of a convolution and takes DoRA's lengths across groups; or PEFT will not tie what is tied here.
+            of a convolution and takes DoRA's lengths across groups; or PEFT will not tie what is tied here; or the
+            running statistics of a batch norm have moved since ``attach``, and no adapter holds them.
 
     Raises:
         TypeError: model is a wrapper (compiled, distributed) or a single LoRA layer; pass the model that was attached.
@@ -104,6 +113,12 @@ def save_adapter(
             notes[_OTHERWISE] = "yes"
             message = f"PEFT will compute something else with {part.name}: it leaves out {left_out}"
             warnings.warn(message, UserWarning, stacklevel=2)
+    if name in adapters(model) and (moved := moved_statistics(model)):
+        message = (
+            f"on another copy of the base the adapter will compute something else: averages of batch norms moved since "
+            f"attach ({', '.join(moved[:6])}); call eval() on them before training, or name them in modules_to_save"
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
     tensors = {key: tensor.detach().clone() for key, tensor in _tensors(model, parts, copies, config, name).items()}
     for key, tensor in tensors.items():
         _check_finite(key, tensor)

@@ -32,7 +32,8 @@ class LoRALayer(nn.Module):
     ``base`` is the very layer you pass, left as it was; ``attach`` is what freezes it. ``adapters`` holds the updates
     by name, and ``active`` says which of them count, each times a number: {"default": 1.0} to begin with. The factors
     are float32 also beside a float16 or bfloat16 base, so that small steps of the optimiser are not lost, and float64
-    beside a float64 base. In the forward pass the two small matrices are cast to the type of x, never x to theirs.
+    beside a float64 base; ``model.half()`` afterwards casts them too. In the forward pass the two small matrices are
+    cast to the type of x, never x to theirs.
 
     ``enabled`` is False inside ``disabled(model)``; ``merged`` is True between ``merge`` and ``unmerge``. In both
     states the layer computes base(x) alone, and A and B get no gradient. ``rows`` is set inside ``routed(model, …)``.
@@ -55,6 +56,7 @@ class LoRALayer(nn.Module):
     mergeable: ClassVar[bool] = True  # whether the update can be added to the weight
     unmerged_weight: Tensor | None
     rows: tuple[str | None, ...] | None
+    origin: tuple[nn.Module, str] | None  # while merged, the module and its parameter that W is, or was here
 
     def __init__(
         self, base: Any, config: LoRAConfig, *, name: str = DEFAULT, generator: torch.Generator | None = None
@@ -67,7 +69,7 @@ class LoRALayer(nn.Module):
     def _hold(self, base: Any) -> None:
         """Hold the base, with no adapter yet."""
         self.base = base
-        self.enabled, self.rows, self.untied = True, None, False
+        self.enabled, self.rows, self.origin, self.untied = True, None, None, False
         self.adapters, self.active = nn.ModuleDict(), dict[str, float]()
         self.register_buffer("unmerged_weight", None, persistent=False)  # W, kept while merged
         self.train(base.training)

@@ -41,12 +41,13 @@ class MergeReport:
 
     def __str__(self) -> str:
         """Draw a table: how large each update is, and how much of it rounding took."""
-        width = max(len(row.name) for row in self.layers)
+        width = max((len(row.name) for row in self.layers), default=5)
         head = f"{'layer':{width}}  update / weight  lost in rounding  entries unchanged"
         rows = [f"{r.name:{width}}  {r.change:15.2e}  {r.lost:16.2%}  {r.unchanged:17.1%}" for r in self.layers]
         return "\n".join([head, *rows])
 
 
+@torch.inference_mode(False)  # weights that are made in inference mode could never be trained through
 @torch.no_grad()
 def merge(model: nn.Module) -> MergeReport:
     """Replace W by W + scale · B A in every LoRA layer, the sum formed in float64 and rounded to the type of W.
@@ -81,8 +82,9 @@ def merge(model: nn.Module) -> MergeReport:
             raise ValueError(f"model must be outside disabled(model) to be merged, but {name!r} is disabled")
         if not layer.mergeable:
             raise ValueError(
-                f"model must have weights that an update can be added to, but {name!r} is a {type(layer.base).__name__}; "
-                "save the adapter, load it onto the base in full precision, and merge there"
+                f"model must have weights that an update can be added to, but {name!r} is a "
+                f"{type(layer.base).__name__}; save the adapter, load it onto the base in full precision, and merge "
+                "there"
             )
         if layer.base.weight.is_meta:
             raise ValueError(f"model must have its weights, but {name!r} is on the meta device")
@@ -90,12 +92,12 @@ def merge(model: nn.Module) -> MergeReport:
         if not weights[name].isfinite().all():
             raise ValueError(f"merged weights must be finite, but {name!r} would hold NaN or infinity")
         rows.append(_row(name, layer, weights[name]))
-    owners = _owners(layers)
+    owners, origins = _owners(layers), _origins(model, layers)
     merged: dict[LoRALayer, nn.Parameter] = {}
     tied_before = _ties_embeddings(model)
     for name, layer in layers.items():
         original = layer.base.weight
-        layer.unmerged_weight = original.detach()
+        layer.unmerged_weight, layer.origin = original.detach(), origins.get(identity(original), (layer.base, "weight"))
         owner = owners.get(layer, layer)
         if owner not in merged:
             weight = weights[name if owner is layer else next(n for n, other in layers.items() if other is owner)]
@@ -107,8 +109,12 @@ def merge(model: nn.Module) -> MergeReport:
     return MergeReport(tuple(rows))
 
 
+@torch.inference_mode(False)
 def unmerge(model: nn.Module) -> None:
     """Put the original W back into every LoRA layer: the very bits that were there before ``merge``.
+
+    A weight that was tied is tied again, also where the model was copied, moved or cast in the meantime, unless the
+    other owner's weight has been changed since.
 
     Raises:
         ValueError: the model has no LoRA layers, or is not merged.
@@ -117,21 +123,19 @@ def unmerge(model: nn.Module) -> None:
     for name, layer in layers.items():
         if not layer.merged:
             raise ValueError(f"model must be merged, but {name!r} is not; call merge(model) first")
-    originals: dict[int, nn.Parameter] = {}
-    for _, module in original_modules(model):  # a weight that is still in use elsewhere is tied again
-        if not isinstance(module, LoRALayer):
-            for parameter in module.parameters(recurse=False):
-                originals[identity(parameter)] = parameter
     for layer in layers.values():
         assert layer.unmerged_weight is not None
-        requires_grad, key = layer.base.weight.requires_grad, identity(layer.unmerged_weight)
-        if key not in originals:
-            originals[key] = nn.Parameter(layer.unmerged_weight, requires_grad=requires_grad)
-        layer.base.weight = originals[key]
-        layer.unmerged_weight = None
+        assert layer.origin is not None
+        W, tied = layer.unmerged_weight, getattr(*layer.origin)
+        if layer.origin[0] is layer.base or not _same(tied, W):
+            tied = nn.Parameter(W, requires_grad=layer.base.weight.requires_grad)
+        layer.base.weight = tied
+        layer.unmerged_weight = layer.origin = None
+    for layer in layers.values():
         if layer.untied:
-            model.config.tie_word_embeddings = True  # type: ignore[union-attr]
             layer.untied = False
+            model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+            model.config.tie_word_embeddings = _ties_embeddings(model)  # type: ignore[union-attr]
 
 
 def fold(model: nn.Module) -> MergeReport:
@@ -141,7 +145,7 @@ def fold(model: nn.Module) -> MergeReport:
     they were copied from, and trained biases stay. The original weights are gone.
 
     Returns:
-        What ``merge`` returns.
+        What ``merge`` returns; no rows where the model was merged already.
 
     Raises:
         ValueError: what ``merge`` raises; attach was not called on this very model.
@@ -182,6 +186,26 @@ def _owners(layers: dict[str, LoRALayer]) -> dict[LoRALayer, LoRALayer]:
             if owner.active == layer.active and identity(owner.base.weight) == identity(layer.base.weight):
                 owners[layer] = owner
     return owners
+
+
+def _origins(model: nn.Module, layers: dict[str, LoRALayer]) -> dict[int, tuple[nn.Module, str]]:
+    """Give, by identity, where each weight that has one more owner is found again when it is unmerged.
+
+    That is a module without LoRA if there is one, and otherwise the first layer that has the weight.
+    """
+    bases = [layer.base for layer in layers.values()]
+    others = [module for module in model.modules() if module not in set(bases)]
+    found: dict[int, tuple[nn.Module, str]] = {}
+    for module in (*others, *bases):
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(identity(parameter), (module, name))
+    return found
+
+
+def _same(weight: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors have the same numbers, of one type, in one place."""
+    alike = (weight.shape, weight.dtype, weight.device) == (other.shape, other.dtype, other.device)
+    return alike and torch.equal(weight, other)
 
 
 def _ties_embeddings(model: nn.Module) -> bool:

@@ -209,6 +209,7 @@ def config_from_peft(
         config = dataclasses.replace(config, tied="untie")
     if config.bias != "none" and not _any_bias(modules, found, config):
         config = dataclasses.replace(config, bias="none")
+    config = _without_idle_patterns(config, modules, found)
     return _with_targets(model, config, [name for name in modules if name in found])
 
 
@@ -490,6 +491,20 @@ def _with_targets(model: nn.Module, config: LoRAConfig, names: list[str]) -> LoR
         if found == set(names):
             return changed
     return dataclasses.replace(config, targets=every_name)
+
+
+def _without_idle_patterns(config: LoRAConfig, modules: Collection[str], found: Collection[str]) -> LoRAConfig:
+    """Leave out the patterns that match modules of the model, but none that is adapted: PEFT passes over them."""
+    fields: dict[str, Any] = {
+        field: {
+            pattern: number
+            for pattern, number in getattr(config, field)
+            if any(pattern_matches(pattern, name) for name in found)
+            or not any(pattern_matches(pattern, name) for name in modules)
+        }
+        for field in ("rank_pattern", "alpha_pattern")
+    }
+    return dataclasses.replace(config, **fields)
 
 
 def _any_tied(modules: Mapping[str, nn.Module], names: Iterable[str]) -> bool:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lab.lora.config import LoRAConfig, Targets
+from lora_lab.lora.attach import lora_layers
+from lora_lab.lora.config import LoRAConfig, Targets, checked_rank
 from lora_lab.lora.layers import KINDS, LoRALinear, full_name
 from lora_lab.lora.targets import find_layers
 
@@ -69,13 +70,12 @@ def quantize(weight: Tensor, *, block: int = BLOCK) -> Quantized:
         block: how many numbers, in the order of memory, share a scale; at least 1.
 
     Raises:
-        TypeError: weight is not of a floating type.
+        TypeError: weight is not of a floating type; block is not a whole number.
         ValueError: weight is empty or holds NaN or infinity; block is below 1.
     """
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise TypeError(f"weight must be a tensor of a floating type, got {getattr(weight, 'dtype', weight)!r}")
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    block = checked_rank("block", block)  # a whole number from 1, as a rank is
     if not weight.numel() or not weight.isfinite().all():
         raise ValueError("weight must hold finite numbers, and one at least, got NaN, infinity or nothing")
     numbers = F.pad(weight.detach().float().flatten(), (0, -weight.numel() % block)).view(-1, block)  # (blocks, block)
@@ -172,6 +172,10 @@ def quantize_linears(model: nn.Module, targets: Targets = "all-linear", *, block
         TypeError: a target is no plain linear layer.
         ValueError: the model has adapters; a target names no layer; a weight holds NaN or infinity.
     """
+    if there := lora_layers(model):
+        raise ValueError(
+            f"model must have no adapters yet, but {next(iter(there))!r} has one; quantize first, then attach"
+        )
     found = find_layers(model, LoRAConfig(rank=1, targets=targets, tied="untie"))
     made: dict[nn.Module, QuantizedLinear] = {}
     for name, layer in found.items():

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ class Target(NamedTuple):
 def find_targets(model: nn.Module, config: LoRAConfig) -> list[Target]:
     """Give the layers that ``config.targets`` names, in model order, or raise what ``attach`` raises."""
     modules = dict(original_modules(model))
-    _check_patterns(config, modules)
     found = find_layers(model, config)
     shares = _tied(model, found, config)
+    _check_patterns(config, [name for name, module in modules.items() if name in found or module in shares])
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, module in modules.items():
         if name in found or module in shares:
@@ -49,7 +49,8 @@ def find_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     if not found:
         raise ValueError(f"targets must name a layer outside modules_to_save, got {config.targets!r}")
     for name, module in found.items():
-        layer_class(plain(module), name).checked_base(plain(module), config.for_layer(name), name)
+        kind = layer_class(plain(module), f"targets: {name!r}")
+        kind.checked_base(plain(module), config.for_layer(name), repr(name))
     _check_whole(found, modules)
     return found
 
@@ -60,7 +61,8 @@ def find_saved(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     found = {name: module for name, module in modules.items() if matches(name, config.modules_to_save)}
     for target in config.modules_to_save:
         if not any(matches(name, (target,)) for name in found):
-            raise ValueError(f"modules_to_save: {target!r} names no module.{_close(target, list(modules))}")
+            hint = _close(target, list(modules)) or f" There are {_listing(name for name in modules if name)}"
+            raise ValueError(f"modules_to_save: {target!r} names no module.{hint}")
     for name, module in found.items():
         # A trained copy is what an adapter beside this one trains here: it takes one more copy.
         if type(module) is not TrainedCopy and any(isinstance(p, LoRALayer | TrainedCopy) for p in module.modules()):
@@ -139,7 +141,7 @@ def _no_match(model: nn.Module, target: str) -> str:
     return f"targets: {target!r} names no layer of {type(model).__name__}.{hint} Its layers: {_listing(layers)}"
 
 
-def _listing(layers: dict[str, nn.Module]) -> str:
+def _listing(layers: Iterable[str]) -> str:
     """List the last parts of names with their counts."""
     endings = Counter(name.rpartition(".")[2] for name in layers)
     return ", ".join(f"{ending} ×{count}" for ending, count in endings.items()) or "none"
@@ -151,14 +153,14 @@ def _close(target: str, names: list[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def _check_patterns(config: LoRAConfig, modules: dict[str, nn.Module]) -> None:
-    """Refuse a pattern for ranks or alphas that no layer's name matches."""
-    layers = [name for name, module in modules.items() if full_name(plain(module)) in KINDS]
+def _check_patterns(config: LoRAConfig, layers: list[str]) -> None:
+    """Refuse a pattern for ranks or alphas that the name of no layer to adapt matches."""
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern, _ in getattr(config, field):
             if not any(pattern_matches(pattern, name) for name in layers):
                 endings = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
-                raise ValueError(f"{field}: {pattern!r} matches no layer.{_close(pattern, [*endings, *layers])}")
+                hint = _close(pattern, [*endings, *layers])
+                raise ValueError(f"{field}: {pattern!r} matches no adapted layer.{hint} There are {_listing(layers)}")
 
 
 def _inside(name: str, saved: dict[str, nn.Module]) -> bool:

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from lora_lab.lora import LoRAConfig, LoRALinear, attach, detach, disabled, load_adapter, lora_layers, merge
+from lora_lab.lora import (
+    FullConfig,
+    LoRAConfig,
+    LoRALinear,
+    attach,
+    detach,
+    disabled,
+    load_adapter,
+    lora_layers,
+    merge,
+)
 
 TOY = LoRAConfig(rank=2, alpha=3)
 LLAMA = LoRAConfig(rank=2, alpha=3, targets=("q_proj", "v_proj", "down_proj"))
@@ -189,8 +199,8 @@ class TestRefusals:
         refuses(model, LoRAConfig(2, targets=("out_proj",)), TypeError, "got .*NonDynamicallyQuantizableLinear")
 
     def test_a_rank_that_does_not_fit_one_of_the_layers(self, refuses, toy, llama):
-        refuses(toy(), LoRAConfig(6), ValueError, r"= 5 for 0\.q_proj, got 6")
-        refuses(llama(), LoRAConfig(9), ValueError, r"= 8 for model\.layers\.0\.self_attn\.v_proj, got 9")
+        refuses(toy(), LoRAConfig(6), ValueError, r"= 5 for '0\.q_proj', got 6")
+        refuses(llama(), LoRAConfig(9), ValueError, r"= 8 for 'model\.layers\.0\.self_attn\.v_proj', got 9")
 
     def test_attaching_twice(self, refuses, toy):
         refuses(attach(toy(), TOY), TOY, ValueError, "name must be new, got 'default'.*detach")
@@ -355,3 +365,29 @@ class TestCopies:
     def test_loading_needs_a_folder(self, toy, tmp_path):
         with pytest.raises(FileNotFoundError):
             load_adapter(toy(), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"dora": True}, {"init": "pissa"}, {"bias": "all", "modules_to_save": ("q_proj",)}]
+)
+def test_what_is_attached_in_inference_mode_trains(options, toy):
+    targets = ("my_q_proj",) if "modules_to_save" in options else ("q_proj", "v_proj")
+    model = toy()
+    with torch.inference_mode():
+        attach(model, LoRAConfig(2, targets=targets, **options))
+    x = torch.ones(2, 6, dtype=torch.float64)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    before = model(x)
+    for _ in range(2):
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("config", [TOY, LoRAConfig(2, init="pissa"), FullConfig()], ids=lambda config: repr(config))
+def test_a_generator_is_a_generator(config, toy, portrait):
+    model = toy()
+    before = portrait(model)
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got 3"):
+        attach(model, config, generator=3)
+    assert portrait(model) == before

@@ -139,7 +139,7 @@ class TestWeReadPefts:
             ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
             ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, "target_parameters"),
             ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-            ({"rank_pattern": {"x_proj": 1}}, "rank_pattern: 'x_proj' matches no layer"),
+            ({"rank_pattern": {"x_proj": 1}}, "rank_pattern: 'x_proj' matches no adapted layer"),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
     )
@@ -395,7 +395,7 @@ class TestLoadingRefuses:
             ({"modules_to_save": "0"}, "modules_to_save must be a list of names, got '0'"),
             ({"modules_to_save": ["x"]}, "modules_to_save: 'x' names no module"),
             ({"rank_pattern": {"q_proj": 4}}, r"must have shape \(4, 6\)|rank must agree"),
-            ({"rank_pattern": {"z_proj": 4}}, "rank_pattern: 'z_proj' matches no layer"),
+            ({"rank_pattern": {"z_proj": 4}}, "rank_pattern: 'z_proj' matches no adapted layer"),
             ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern.* above 0"),
             ({"layers_to_transform": [1]}, "target_modules=.* names no layer"),
             ({"layers_to_transform": "1"}, "layers_to_transform must be a whole number"),
@@ -548,3 +548,38 @@ class TestLoadingRefuses:
         with pytest.raises(ValueError, match="are one layer"):
             load_adapter(model, saved[0])
         assert portrait(model) == before
+
+
+class TestRunningStatistics:
+    """A batch norm in training mode moves, and what it comes to is in no adapter."""
+
+    def net(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+
+    def trained(self, config):
+        model = attach(self.net(), config)
+        for _ in range(3):
+            model.train()(torch.randn(8, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+        return model.eval()
+
+    def test_saving_warns_where_they_have_moved(self, tmp_path):
+        model = self.trained(LoRAConfig(2, targets=("0",)))
+        with pytest.warns(UserWarning, match=r"averages of batch norms moved since attach \(1\)"):
+            save_adapter(model, tmp_path, base_model="net")
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_trained_copy_takes_them_along(self, tmp_path):
+        model = self.trained(LoRAConfig(2, targets=("0",), modules_to_save=("1",)))
+        save_adapter(model, tmp_path, base_model="net")
+        x = torch.ones(2, 4, dtype=torch.float64)
+        again = load_adapter(self.net(), tmp_path).eval()
+        assert torch.equal(again(x), model(x))
+        assert not torch.equal(self.net().eval()(x), model(x))
+
+    @pytest.mark.filterwarnings("error")
+    def test_in_evaluation_mode_nothing_moves(self, tmp_path):
+        model = attach(self.net().eval(), LoRAConfig(2, targets=("0",)))
+        model(torch.ones(2, 4, dtype=torch.float64))
+        save_adapter(model, tmp_path, base_model="net")

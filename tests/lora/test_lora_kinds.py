@@ -318,7 +318,7 @@ class TestPissa:
         torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
     def test_is_for_linear_layers(self):
-        with pytest.raises(TypeError, match=r"init='pissa' is for linear layers, but 0 is a torch.nn.Embedding"):
+        with pytest.raises(TypeError, match=r"init='pissa' is for linear layers, but '0' is a torch.nn.Embedding"):
             attach(model_of(LAYERS["embedding"][0]), self.options())
 
     def test_needs_a_finite_weight(self, build):
@@ -331,11 +331,11 @@ class TestPissa:
 @pytest.mark.parametrize(
     ("build", "rank", "error", "match"),
     [
-        (lambda: nn.Embedding(11, 5), 6, ValueError, "at most .* = 5 for 0, got 6"),
+        (lambda: nn.Embedding(11, 5), 6, ValueError, "at most .* = 5 for '0', got 6"),
         (lambda: nn.Embedding(11, 5, max_norm=1.0), 2, ValueError, "without max_norm"),
-        (lambda: nn.Conv2d(4, 6, 3, groups=2), 3, ValueError, "divisible by the groups of 0, which are 2, got 3"),
-        (lambda: nn.Conv2d(4, 6, 3, groups=2), 8, ValueError, "= 6 for 0, got 8"),
-        (lambda: nn.Conv2d(1, 6, 1), 2, ValueError, "= 1 for 0, got 2"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=2), 3, ValueError, "divisible by the groups of '0', which are 2, got 3"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=2), 8, ValueError, "= 6 for '0', got 8"),
+        (lambda: nn.Conv2d(1, 6, 1), 2, ValueError, "= 1 for '0', got 2"),
         (lambda: nn.ConvTranspose2d(4, 6, 3), 2, TypeError, "got .*ConvTranspose2d"),
         (lambda: nn.Conv3d(4, 6, 3), 2, TypeError, "got .*Conv3d"),
         (lambda: nn.EmbeddingBag(11, 5), 2, TypeError, "got .*EmbeddingBag"),

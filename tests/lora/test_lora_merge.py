@@ -345,3 +345,22 @@ class TestFold:
 
         with pytest.raises(ValueError, match=r"model must be the one that attach"):
             fold(attach(toy(), LoRAConfig(2))[0])
+
+    def test_prints_a_report_also_where_the_model_was_merged_already(self, toy, fill):
+        from lora_lab.lora import fold
+
+        model = fill(attach(toy(), LoRAConfig(2)))
+        merge(model)
+        assert str(fold(model)).splitlines() == ["layer  update / weight  lost in rounding  entries unchanged"]
+
+
+def test_what_is_merged_in_inference_mode_lets_gradients_through(toy, fill, bits):
+    model = fill(attach(toy(), CONFIG))
+    before = bits(model[0].q_proj.base.weight)
+    for change in (merge, unmerge):
+        with torch.inference_mode():
+            change(model)
+        x = torch.ones(2, 6, dtype=torch.float64, requires_grad=True)
+        model(x).sum().backward()
+        assert x.grad.abs().sum() > 0
+    assert bits(model[0].q_proj.base.weight) == before

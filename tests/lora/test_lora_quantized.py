@@ -177,3 +177,16 @@ class TestModel:
         with pytest.raises(ValueError, match="names no layer"):
             quantize_linears(model, ("q_prj",))
         assert portrait(model) == before
+
+    def test_refuses_a_model_with_adapters(self, llama, portrait):
+        model = attach(llama(torch.float32), LoRAConfig(2))
+        before = portrait(model)
+        with pytest.raises(ValueError, match=r"no adapters yet, but 'model\.layers\.0\.self_attn\.q_proj' has one"):
+            quantize_linears(model, ("k_proj",))
+        assert portrait(model) == before
+
+
+@pytest.mark.parametrize(("block", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError), ("64", TypeError)])
+def test_a_block_is_a_whole_number_from_1(block, error):
+    with pytest.raises(error, match="block must be"):
+        quantize(torch.ones(4), block=block)

@@ -412,3 +412,58 @@ class TestCopiesAndBiases:
         with pytest.raises(ValueError, match="bias='all' must find a bias"):
             attach(model, LoRAConfig(2, targets=("0",), bias="all"))
         assert portrait(model) == before
+
+    @pytest.mark.parametrize("block", [disabled, lambda model: routed(model, [None])])
+    def test_nothing_is_attached_or_detached_inside_a_block(self, block, net, portrait):
+        model = attach(net(), LoRAConfig(2, targets=("0",)), name="a")
+        before = portrait(model)
+        with block(model):
+            for change in (lambda: attach(model, LoRAConfig(2, targets=("2",)), name="b"), lambda: detach(model)):
+                with pytest.raises(ValueError, match=r"outside disabled\(model\) and routed\(model, …\)"):
+                    change()
+        assert portrait(model) == before
+        detach(attach(model, LoRAConfig(2, targets=("2",)), name="b"))
+
+    def test_biases_are_not_detached_inside_disabled(self, net, bits):
+        model = net()
+        before = bits(model[2].bias)
+        attach(model, LoRAConfig(2, targets=("0",), bias="all"))
+        self.train(model)
+        with disabled(model), pytest.raises(ValueError, match="outside disabled"):
+            detach(model)
+        detach(model)
+        assert bits(model[2].bias) == before
+
+    def test_a_weight_read_from_a_copy_differs_from_row_to_row(self, net):
+        model = attach(net(), LoRAConfig(2, targets=("0",), modules_to_save=("2",)))
+        with routed(model, ["default", None]), pytest.raises(ValueError, match="weight of this module differs"):
+            _ = model[2].weight
+        assert model[2].weight is model[2].copies["default"].weight
+
+    def test_disabled_leaves_the_switches_of_others_alone(self, net):
+        model = net()
+        model[1].enabled = True
+        attach(model, LoRAConfig(2, targets=("0",)))
+        with disabled(model):
+            assert model[1].enabled
+
+
+@pytest.mark.parametrize("wrong", [["sql", "chat"], None, 3])
+def test_what_to_activate_is_a_name_or_a_dict(two, wrong, portrait):
+    before = portrait(two)
+    with pytest.raises(TypeError, match="adapters must be the name of one adapter, or a dict"):
+        activate(two, wrong)
+    assert portrait(two) == before
+
+
+@pytest.mark.parametrize("wrong", ["sql", None, 3])
+def test_the_names_of_rows_are_a_list(two, wrong):
+    with pytest.raises(TypeError, match="names must be a list"), routed(two, wrong):
+        pass
+
+
+def test_the_names_of_rows_may_come_one_by_one(two, tokens):
+    with routed(two, ["sql", "chat"]):
+        expected = logits(two, tokens)
+    with routed(two, iter(["sql", "chat"])):
+        assert torch.equal(logits(two, tokens), expected)

@@ -129,8 +129,16 @@ class TestPatterns:
         model = toy()
         before = portrait(model)
         for field in ("rank_pattern", "alpha_pattern"):
-            with pytest.raises(ValueError, match=rf"{field}: 'q_prj' matches no layer. Did you mean 'q_proj'"):
+            with pytest.raises(ValueError, match=rf"{field}: 'q_prj' matches no adapted layer. Did you mean 'q_proj'"):
                 attach(model, LoRAConfig(2, **{field: {"q_prj": 1}}))
+        assert portrait(model) == before
+
+    def test_must_match_a_layer_that_is_adapted(self, toy, portrait):
+        model = toy()
+        before = portrait(model)
+        for pattern, hint in (("my_q_proj", "Did you mean 'q_proj'"), ("zzz", "There are q_proj ×2, v_proj ×2")):
+            with pytest.raises(ValueError, match=f"rank_pattern: '{pattern}' matches no adapted layer.*{hint}"):
+                attach(model, LoRAConfig(2, rank_pattern={pattern: 1}))
         assert portrait(model) == before
 
     @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ class TestPatterns:
     [
         ({"targets": re.compile(b"q")}, TypeError, "targets must be a regular expression of text"),
         ({"targets": nn.Linear}, TypeError, "targets must be a tuple"),
-        ({"targets": "all_linear"}, TypeError, "targets must be a tuple"),
+        ({"targets": "all_linear"}, TypeError, r"targets must be a tuple.* or 'all-linear', .*write \('all_linear',\)"),
         ({"init": "zeros"}, ValueError, "init must be one of kaiming, gaussian, pissa, got 'zeros'"),
         ({"init": True}, ValueError, "init must be one of"),
         ({"bias": "some"}, ValueError, "bias must be one of none, all, lora_only"),

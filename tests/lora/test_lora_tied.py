@@ -1,6 +1,7 @@
 """A weight with two owners: adapting one of them never changes the other unless that is what was asked for."""
 
 import copy
+import pickle
 
 import peft
 import pytest
@@ -209,3 +210,41 @@ def test_two_adapters_of_which_one_is_shared(tied, tokens):
     unmerge(model)
     detach(model, "b")
     assert torch.equal(logits(model, tokens), expected)
+
+
+@pytest.mark.parametrize("target", PLACES)
+@pytest.mark.parametrize("way", ["untie", "share"])
+@pytest.mark.parametrize(
+    "change",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), lambda model: model.half().double()],
+    ids=["deepcopy", "pickle", "cast"],
+)
+def test_the_tie_is_back_though_the_merged_model_was_copied_or_cast(target, way, change, tied, tokens):
+    model = drawn(attach(tied(), config(target, way)))
+    merge(model)
+    model = change(model)
+    unmerge(model)
+    bases = [getattr(layer, "base", layer) for layer in (model.get_input_embeddings(), model.lm_head)]
+    assert bases[0].weight is bases[1].weight
+    assert model.config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("change", [lambda model: model, copy.deepcopy], ids=["itself", "copy"])
+def test_a_tie_with_what_is_frozen_in_a_trained_copy_is_back(change, tied):
+    model = attach(tied(), LoRAConfig(2, targets=("embed_tokens",), modules_to_save=("lm_head",), tied="untie"))
+    merge(drawn(model))
+    model = change(model)
+    unmerge(model)
+    assert model.model.embed_tokens.base.weight is model.lm_head.base.weight
+
+
+def test_a_weight_that_was_changed_since_is_not_tied_again(tied, bits):
+    model = drawn(attach(tied(), config("lm_head", "untie")))
+    before = bits(model.lm_head.base.weight)
+    merge(model)
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.add_(1)
+    unmerge(model)
+    assert bits(model.lm_head.base.weight) == before
+    assert model.config.tie_word_embeddings is False
