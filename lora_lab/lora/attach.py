@@ -109,7 +109,10 @@ def _attach_lora(config: LoRAConfig, model: nn.Module, name: str, generator: tor
         _check_biases(model, config, targets)
     made: dict[nn.Module, LoRALayer | Adapter | TiedAdapter] = {}
     for target in targets:
-        made[target.layer] = _made(target, config, name, generator, made)
+        try:
+            made[target.layer] = _made(target, config, name, generator, made)
+        except ValueError as error:
+            raise ValueError(f"targets: {target.names[0]!r}: {error}") from error
 
     note = open_note(model)
     for target in targets:
@@ -168,7 +171,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if name is not None and name not in note.configs:
         raise ValueError(f"name must be one of the model's adapters, {', '.join(note.configs)}, got {name!r}")
     _check_not_merged(model)
-    _check_outside_blocks(note)
+    check_outside_blocks(note)
     leaving = list(note.configs) if name is None else [name]
     put_biases(model, note.biases)
     for place, module in list(original_modules(model)):
@@ -198,6 +201,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 def activate(model: nn.Module, adapters: str | Mapping[str, float]) -> None:
     """Choose the adapter that counts, or mix some: W + the sum of share · scale · B A. They are the ones that train.
+
+    They train alone: a ``requires_grad`` that you set by hand on another parameter is taken back.
 
     Args:
         model: a model that attach was called on.
@@ -260,7 +265,9 @@ def attached_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Give the LoRA layers of a model by dotted name, or raise ``ValueError`` where it has none."""
     layers = lora_layers(model)
     if not layers:
-        raise ValueError(f"model must have LoRA layers, got a {type(model).__name__} without; call attach first")
+        has = [f"{name!r}, a {type(config).__name__}, which has none" for name, config in adapters(model).items()]
+        without = f"with {' and '.join(has)}" if has else "without; call attach first"
+        raise ValueError(f"model must have LoRA layers, got a {type(model).__name__} {without}")
     return layers
 
 
@@ -301,7 +308,8 @@ def routed(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
     """Give each row of a batch its own adapter inside the block; None stands for the base alone.
 
     ``with routed(model, ["sql", "chat", None]): model(three_rows)`` computes each row as if its adapter alone were
-    active. The batch must be the first dimension of whatever a layer is given.
+    active. The batch must be the first dimension of whatever a layer is given. What trains stays what ``activate``
+    chose: rows of another adapter give it no gradient.
 
     Raises:
         TypeError: names is no list.
@@ -382,7 +390,7 @@ def check_may_attach(model: nn.Module, name: str, *, biases: bool = False) -> No
         raise ValueError(f"biases belong to one adapter alone, and the model has {', '.join(there)}; detach it first")
     _check_not_merged(model)
     if there:
-        _check_outside_blocks(noted(model))
+        check_outside_blocks(noted(model))
 
 
 def add_copy(model: nn.Module, place: str, module: nn.Module, name: str) -> None:
@@ -460,7 +468,7 @@ def _check_mix(place: str, module: nn.Module, shares: Mapping[str, float]) -> No
             raise ValueError(f"adapters: {' and '.join(copies)} train a copy of {place!r}; activate one alone")
 
 
-def _check_outside_blocks(note: Attachment) -> None:
+def check_outside_blocks(note: Attachment) -> None:
     """Raise inside ``disabled`` or ``routed``: at its end the block would put back what is no longer there."""
     if note.blocks:
         raise ValueError("model must be outside disabled(model) and routed(model, …); end the block first")

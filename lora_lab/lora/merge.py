@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lora_lab.lora.attach import active_adapters, adapters, attached_layers, close_note, lora_layers, noted
+from lora_lab.lora.attach import (
+    active_adapters,
+    adapters,
+    attached_layers,
+    check_outside_blocks,
+    close_note,
+    lora_layers,
+    noted,
+)
 from lora_lab.lora.copies import TrainedCopy
 from lora_lab.lora.factors import TiedAdapter, wide
 from lora_lab.lora.layers import LoRALayer
@@ -56,11 +64,12 @@ def merge(model: nn.Module) -> MergeReport:
     layer computes base(x) alone, in training mode too: A and B get no gradient, and dropout does not apply.
     ``model.train()`` never unmerges. The original W is kept for ``unmerge``, so a merged model needs memory for the
     adapted weights twice; it is kept out of ``state_dict``, and a state_dict taken while merged holds the merged
-    weights and is refused on loading. ``fold`` merges for good.
+    weights and is refused on loading. ``fold`` merges for good; only then does ``model.save_pretrained`` write the names
+    that a plain model has.
 
     A weight that is tied to another layer's is replaced in the adapted layer alone (with ``tied="share"`` in all of
     them, by one tensor), so no other layer changes. Where that ends the tie of input embedding and head, the model's
-    ``config.tie_word_embeddings`` is False while merged, so that transformers saves both.
+    ``config.tie_word_embeddings`` is False while merged and after ``fold``, so that transformers saves both.
 
     Returns:
         How large each update is, and how much of it the rounding took.
@@ -70,9 +79,7 @@ def merge(model: nn.Module) -> MergeReport:
             meta device, has an active adapter that is no change of a weight, or a merged weight would hold NaN or
             infinity.
     """
-    for name, config in adapters(model).items():
-        if (reason := getattr(config, "cannot_merge", "")) and name in active_adapters(model):
-            raise ValueError(f"model has the active adapter {name!r}, which cannot be merged: {reason}")
+    _check_kinds(model)
     layers = attached_layers(model)
     weights, rows = {}, []
     for name, layer in layers.items():
@@ -145,13 +152,14 @@ def fold(model: nn.Module) -> MergeReport:
     they were copied from, and trained biases stay. The original weights are gone.
 
     Returns:
-        What ``merge`` returns; no rows where the model was merged already.
+        What ``merge`` returns; no rows where the model was merged already, or trained copies or biases alone.
 
     Raises:
         ValueError: what ``merge`` raises; attach was not called on this very model.
     """
-    noted(model)
-    report = merge(model) if not any(layer.merged for layer in lora_layers(model).values()) else MergeReport(())
+    check_outside_blocks(noted(model))
+    _check_kinds(model)
+    report = merge(model) if any(not layer.merged for layer in lora_layers(model).values()) else MergeReport(())
     for place, module in list(original_modules(model)):
         if isinstance(module, LoRALayer):
             model.set_submodule(place, module.base)
@@ -159,6 +167,13 @@ def fold(model: nn.Module) -> MergeReport:
             model.set_submodule(place, module.in_use)
     close_note(model)
     return report
+
+
+def _check_kinds(model: nn.Module) -> None:
+    """Raise if an active adapter is no change of a weight."""
+    for name, config in adapters(model).items():
+        if (reason := getattr(config, "cannot_merge", "")) and name in active_adapters(model):
+            raise ValueError(f"model has the active adapter {name!r}, which cannot be merged: {reason}")
 
 
 def _row(name: str, layer: LoRALayer, merged: Tensor) -> MergedLayer:

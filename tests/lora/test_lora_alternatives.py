@@ -821,3 +821,38 @@ def test_lists_are_kept_as_tuples():
     assert BottleneckConfig(2, ["a"], modules_to_save=["b"]) == BottleneckConfig(2, ("a",), modules_to_save=("b",))
     assert BitFitConfig(["a"]) == BitFitConfig(("a",))
     assert HeadOnlyConfig(["a"]) == HeadOnlyConfig(("a",))
+
+
+class TestFold:
+    """Folding what has no low-rank update: what was trained stays, and nothing of the adapter is left."""
+
+    @pytest.mark.parametrize("config", [HeadOnlyConfig(("classifier",)), BitFitConfig(), FullConfig()], ids=repr)
+    def test_what_was_trained_stays(self, config):
+        model = attach(bert(), config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        expected = logits(model, inputs("bert"))
+        assert fold(model).layers == ()
+        assert torch.equal(logits(model, inputs("bert")), expected)
+        assert list(model.state_dict()) == list(bert().state_dict())
+        assert adapters(model) == {}
+
+    def test_a_bottleneck_cannot_be_folded(self, portrait):
+        model = attach(bert(), BottleneckConfig(4, ("output.dropout",)))
+        before = portrait(model)
+        with pytest.raises(ValueError, match="nonlinearity between its two factors"):
+            fold(model)
+        assert portrait(model) == before
+
+    def test_nothing_is_folded_inside_a_block(self, portrait):
+        model = attach(bert(), HeadOnlyConfig(("classifier",)))
+        before = portrait(model)
+        with disabled(model), pytest.raises(ValueError, match="outside disabled"):
+            fold(model)
+        assert portrait(model) == before
+
+    def test_merging_says_why_there_is_nothing_to_merge(self):
+        with pytest.raises(ValueError, match="with 'default', a HeadOnlyConfig, which has none"):
+            merge(attach(bert(), HeadOnlyConfig(("classifier",))))

@@ -324,7 +324,7 @@ class TestPissa:
     def test_needs_a_finite_weight(self, build):
         model = model_of(build)
         model[0].weight.data[0, 0] = torch.inf
-        with pytest.raises(ValueError, match="init='pissa' needs a finite weight"):
+        with pytest.raises(ValueError, match="targets: '0': init='pissa' needs a finite weight"):
             attach(model, self.options())
 
 
