@@ -39,7 +39,8 @@ def lost_figure(changes: ArrayLike, lost: Mapping[str, ArrayLike], *, marked: Ma
         ax.axvline(change, color=GREY, linewidth=1, linestyle=":", marker="")
         ax.text(change * 1.1, 1.3e-2, name, color=GREY, va="bottom")
     ax.set(xlabel="size of the update, ‖ΔW‖ / ‖W‖", ylabel="share lost in rounding (%)")
-    ax.legend(loc="lower left")
+    ax.set_yticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lost))
     return fig
 
 
@@ -47,8 +48,9 @@ def rank_by_layer_figure(errors: Mapping[str, Sequence[ArrayLike]]) -> Figure:
     """Draw, for each kind of layer, what is left out of each layer's update when it is cut down to rank 1, 2, ...
 
     Args:
-        errors: for each kind, the error curve of each layer in turn: entry r is the relative error at rank r. All
-            curves have the same length; rank 0, where everything is left out, and the full rank are not drawn.
+        errors: for each kind, the error curve of each layer in turn: entry r is the relative error at rank r, and
+            the last entry that of the full rank. All curves have the same length; the first entry and the last are
+            not drawn.
     """
     fig, axes = canvas(1, len(errors), width=WIDTH, height=3.8, sharey=True, squeeze=False)
     for ax, (kind, curves) in zip(axes[0], errors.items(), strict=True):
@@ -57,7 +59,7 @@ def rank_by_layer_figure(errors: Mapping[str, Sequence[ArrayLike]]) -> Figure:
             ax.plot(table[:, rank], label=f"cut to rank {rank}", markersize=4, linewidth=1.3)
         ax.set(title=kind, xlabel="layer", ylim=(0, 1))
     axes[0, 0].set_ylabel("share of the update left out (error)")
-    axes[0, -1].legend(loc="upper right")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     return fig
 
 
@@ -80,7 +82,12 @@ def reading_figure(tokens: Sequence[str], strengths: ArrayLike, *, written: int)
     ):
         ax.bar(range(begin, end), strengths[begin:end], color=colour, hatch=hatch, edgecolor=BLACK, label=name)
     ax.axhline(0, color=BLACK, linewidth=0.8, linestyle="-", marker="")
-    ax.set_xticks(range(len(tokens)), [token.strip() or "␣" for token in tokens], rotation=90, fontsize=8.5)
+    ax.set_xticks(
+        range(len(tokens)),
+        [token.strip() or ("↵" if "\n" in token else "␣") for token in tokens],
+        rotation=90,
+        fontsize=8.5,
+    )
     ax.set(xlim=(-0.7, len(tokens) - 0.3), ylabel="reaction a · x")
     ax.grid(visible=False, axis="x")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

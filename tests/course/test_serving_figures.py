@@ -33,19 +33,20 @@ def test_lost_figure_draws_a_line_for_each_type_in_percent():
 
 
 def test_rank_by_layer_figure_draws_the_ranks_between_none_and_all():
-    left, right = serving_figures.rank_by_layer_figure(CURVES).axes
+    fig = serving_figures.rank_by_layer_figure(CURVES)
+    left, right = fig.axes
     assert [ax.get_title(loc="left") for ax in (left, right)] == ["q_proj", "v_proj"]
     np.testing.assert_allclose([line.get_ydata() for line in left.lines], [[0.5, 0.6], [0.2, 0.3]])
     np.testing.assert_allclose([line.get_ydata() for line in right.lines], [[0.9, 0.7], [0.8, 0.1]])
-    assert labels(right) == ["cut to rank 1", "cut to rank 2"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["cut to rank 1", "cut to rank 2"]
 
 
 def test_reading_figure_tells_what_was_read_from_what_was_written():
-    [ax] = serving_figures.reading_figure(["How", " many", "\n", " SELECT"], [1, -2, 0, 3], written=3).axes
+    [ax] = serving_figures.reading_figure(["How", " ", "\n", " SELECT"], [1, -2, 0, 3], written=3).axes
     assert [bar.get_height() for bar in ax.patches] == [1, -2, 0, 3]
     assert [to_hex(bar.get_facecolor()) for bar in ax.patches] == [SKY.lower()] * 3 + [ORANGE.lower()]
     assert [bar.get_hatch() or "" for bar in ax.patches] == ["", "", "", "///"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["How", "many", "␣", "SELECT"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["How", "␣", "↵", "SELECT"]
 
 
 def test_reading_figure_takes_one_strength_for_each_token():
