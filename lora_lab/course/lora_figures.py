@@ -108,18 +108,20 @@ def starts_figure(curves: Mapping[str, ArrayLike], *, limit: float | None = None
     Args:
         curves: For each start the errors (seeds, steps + 1), all above 0.
         limit: An error to draw as a line across; none by default.
-        bottom: The least error that is drawn; a curve that falls below it leaves the figure.
+        bottom: The least error that is drawn; a curve whose median falls below it ends there.
     """
     fig, ax = canvas(width=7.4, height=4.4)
     for i, (name, errors) in enumerate(curves.items()):
         errors = np.atleast_2d(np.asarray(errors))
+        below = np.flatnonzero(np.median(errors, axis=0) < bottom)
+        errors = errors[:, : below[0] + 1] if len(below) else errors
         steps = np.arange(1, errors.shape[1] + 1)
         look = {"color": COLOURS[i], "linestyle": LINE_STYLES[i], "marker": MARKERS[i]}
         marked = np.unique(np.geomspace(1, len(steps), 9).astype(int) - 1)
         ax.fill_between(steps, errors.min(axis=0), errors.max(axis=0), color=COLOURS[i], alpha=0.2, linewidth=0)
         ax.plot(steps, np.median(errors, axis=0), markevery=list(marked), label=name, **look)
     if limit is not None:
-        ax.axhline(limit, color=GREY, linestyle=(0, (1, 2)), linewidth=1.6, marker="", label=f"{limit:.3f}")
+        ax.axhline(limit, color=GREY, linestyle="-", linewidth=1.2, marker="", label=f"{limit:.3f}")
     ax.set(xscale="log", yscale="log", xlabel="step, the start counted as 1", ylabel="relative error of the update")
     ax.set_ylim(bottom, None)
     ax.yaxis.set_major_formatter(lambda error, _: f"{error:g}")

@@ -66,6 +66,12 @@ def test_starts_draw_the_median_and_the_band_of_the_seeds():
     assert lora_figures.starts_figure(CURVES, bottom=0.15).axes[0].get_ylim()[0] == 0.15
 
 
+def test_a_start_that_has_arrived_does_not_come_back_into_the_figure():
+    [ax] = lora_figures.starts_figure({"near": [1.0, 0.5, 0.1, 0.3]}, bottom=0.2).axes
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 0.5, 0.1]
+    assert ax.collections[0].get_paths()[0].vertices[:, 0].max() == 3
+
+
 def test_limit_draws_bounds_as_lines_and_results_as_points():
     [ax] = lora_figures.limit_figure(BOUNDS, [1, 2], REACHED).axes
     drawn = dict(zip(labels(ax), (line.get_xydata().tolist() for line in ax.lines), strict=True))

@@ -23,7 +23,7 @@ def _check_update(answer: Function) -> str | None:
     """Compare on three shapes; a constant too many, too few or in the wrong place is recognised."""
     import torch
 
-    for (out_features, in_features, rank), alpha in zip(SIZES, (6.0, 5.0, 4.0), strict=True):
+    for (out_features, in_features, rank), alpha in zip(SIZES, (7.0, 5.0, 4.0), strict=True):
         A, B = _factors(out_features, in_features, rank)
         result = torch.as_tensor(answer(A.clone(), B.clone(), alpha))
         what, product = called(answer, A, B, alpha), B @ A
@@ -40,6 +40,9 @@ def _check_update(answer: Function) -> str | None:
             (alpha / math.sqrt(rank) * product, "that is rsLoRA's scale, alpha / √rank. Here alpha / rank is meant."),
             (alpha / in_features * product, "you divide by the inputs. The rank is the number of ROWS of A."),
             (alpha / out_features * product, "you divide by the outputs. The rank is the number of COLUMNS of B."),
+            (2 * product, "your scale is always 2. That was 16 / 8; here alpha and the rank are others."),
+            (alpha / 8 * product, "you divide by 8. That was the rank in the notebook; here it is in the shapes."),
+            (alpha // rank * product, "`//` drops what is behind the point. Divide with `/`."),
         ):
             if torch.allclose(result, wrong):
                 return f"{what}: {reason}"
@@ -91,6 +94,7 @@ def _check_forward(answer: Function) -> str | None:
             (x @ (0.5 * B @ A).T, "the base is missing: x @ W.T comes first, and the update is added to it."),
             (x @ W.T, "the update is missing: that is the base alone."),
             (right - 2 * (right - x @ W.T), "the update is taken away, and it is to be added."),
+            (forward(x, W, A, B, 0.5 / rank), "you divide by the rank. The scale is alpha / rank already."),
         ):
             if not torch.allclose(wrong, right) and torch.allclose(result, wrong, atol=1e-6):
                 return f"{what}: {reason}"
@@ -202,7 +206,7 @@ def _check_start(answer: Function) -> str | None:
             return f"{what}, many entries of A are equal. Rows that are equal get equal gradients and stay equal."
         size = A.std().item() * math.sqrt(in_features)
         if not 0.4 <= size <= 1.6:
-            return f"{what}, the entries of A x are of about {size:.2g}, not 1. {_why_size(A, rank, in_features)}"
+            return f"{what}, the entries of A x are of about {size:.2g}, not 1. {_why_size(A, out_features, rank)}"
         again = answer(out_features, in_features, rank, torch.Generator().manual_seed(0))[0]
         other = answer(out_features, in_features, rank, torch.Generator().manual_seed(1))[0]
         if not torch.equal(A, torch.as_tensor(again)) or torch.equal(A, torch.as_tensor(other)):
@@ -210,19 +214,20 @@ def _check_start(answer: Function) -> str | None:
     return None
 
 
-def _why_size(A: torch.Tensor, rank: int, in_features: int) -> str:
+def _why_size(A: torch.Tensor, out_features: int, rank: int) -> str:
     """Say which recipe a wrong size comes from, by the standard deviation of A."""
-    deviation = A.std().item()
+    deviation, in_features = A.std().item(), A.shape[1]
     for recipe, reason in (
         (1.0, "A x adds up as many products as there are inputs; of independent ones √inputs is the size."),
         (1 / rank, "You divide by the rank. The sum in A x runs over the inputs."),
         (1 / math.sqrt(rank), "You divide by √rank. The sum in A x runs over the inputs."),
+        (1 / math.sqrt(out_features), "You divide by √outputs. The sum in A x runs over the inputs."),
         (
             1 / in_features,
             "You divide by the inputs, which is too much: random signs cancel, and a sum grows as √inputs.",
         ),
     ):
-        if abs(deviation / recipe - 1) < 0.2:
+        if abs(deviation / recipe - 1) < 0.1:
             return reason
     return "What is the size of a sum of that many independent products?"
 
@@ -256,7 +261,7 @@ def _check_merge(answer: Function) -> str | None:
             )
         weight = torch.as_tensor(first["weight"])
         if weight.shape != W.shape or not torch.allclose(weight, W + delta, atol=1e-6):
-            return f"{what}, {_wrong_weight(weight, W, delta)}"
+            return f"{what}, {_wrong_weight(weight, W, delta, rank)}"
         if first["merged"] is not True:
             return f"{what}, `merged` still says {first['merged']}. Nobody can know that the update is in the weight."
         again = answer(first)
@@ -267,7 +272,7 @@ def _check_merge(answer: Function) -> str | None:
     return None
 
 
-def _wrong_weight(weight: torch.Tensor, W: torch.Tensor, delta: torch.Tensor) -> str:
+def _wrong_weight(weight: torch.Tensor, W: torch.Tensor, delta: torch.Tensor, rank: int) -> str:
     """Say what a merged weight is that is not W + Δ."""
     import torch
 
@@ -279,6 +284,7 @@ def _wrong_weight(weight: torch.Tensor, W: torch.Tensor, delta: torch.Tensor) ->
         (delta, "the weight is the update alone. It is added to W."),
         (W - delta, "the update is taken away, and it is to be added."),
         (0.5 * (W + 2 * delta), "the scale multiplies W too. It belongs to the update alone."),
+        (W + delta / rank, "you divide by the rank. The scale is alpha / rank already."),
     ):
         if torch.allclose(weight, wrong, atol=1e-6):
             return reason
@@ -338,6 +344,9 @@ EXERCISES = (
             (lambda A, B, alpha: alpha / math.sqrt(A.shape[0]) * B @ A, "rsLoRA's scale"),
             (lambda A, B, alpha: alpha / A.shape[1] * B @ A, "number of ROWS of A"),
             (lambda A, B, alpha: alpha / B.shape[0] * B @ A, "number of COLUMNS of B"),
+            (lambda A, B, alpha: 2.0 * B @ A, "your scale is always 2"),
+            (lambda A, B, alpha: alpha / 8 * B @ A, "you divide by 8"),
+            (lambda A, B, alpha: alpha // A.shape[0] * B @ A, "Divide with `/`"),
             (lambda A, B, alpha: float("nan") * B @ A, "the shape is right and the numbers are not"),
         ),
     ),
@@ -360,6 +369,7 @@ EXERCISES = (
             (lambda x, W, A, B, scale: scale * x @ A.T @ B.T, "the base is missing"),
             (lambda x, W, A, B, scale: x @ W.T, "the update is missing"),
             (lambda x, W, A, B, scale: x @ W.T - scale * x @ A.T @ B.T, "is to be added"),
+            (lambda x, W, A, B, scale: x @ W.T + scale / A.shape[0] * x @ A.T @ B.T, "alpha / rank already"),
             (lambda x, W, A, B, scale: (x @ W.T + scale * x @ A.T @ B.T).T, "x has its tokens in rows"),
             (lambda x, W, A, B, scale: x @ W.T + scale * x @ A @ B, "stopped with RuntimeError"),
             (lambda x, W, A, B, scale: x @ W.T + float("nan"), "First x goes through A"),
@@ -403,6 +413,7 @@ EXERCISES = (
             (lambda m, n, r, g: (_random(r, n, g), _random(m, r, g) * 0), "of independent ones √inputs"),
             (lambda m, n, r, g: (_random(r, n, g) / r, _random(m, r, g) * 0), "You divide by the rank"),
             (lambda m, n, r, g: (_random(r, n, g) / r**0.5, _random(m, r, g) * 0), "You divide by √rank"),
+            (lambda m, n, r, g: (_random(r, n, g) / m**0.5, _random(m, r, g) * 0), "You divide by √outputs"),
             (lambda m, n, r, g: (_random(r, n, g) / n, _random(m, r, g) * 0), "which is too much"),
             (lambda m, n, r, g: (_random(r, n, g) * 0 + n**-0.5, _random(m, r, g) * 0), "stay equal"),
             (lambda m, n, r, g: (_random(r, n) / n**0.5, _random(m, r) * 0), "draw with generator=generator"),
@@ -428,6 +439,12 @@ EXERCISES = (
             (
                 lambda layer: layer if layer["merged"] else _merging({**layer, "scale": 1.0}),
                 "the scale is missing",
+            ),
+            (
+                lambda layer: (
+                    layer if layer["merged"] else _merging({**layer, "scale": layer["scale"] / len(layer["lora_A"])})
+                ),
+                "alpha / rank already",
             ),
             (lambda layer: layer["weight"] + layer["scale"] * layer["lora_B"] @ layer["lora_A"], "yours is Tensor"),
             (lambda layer: {"weight": _merging(layer)["weight"], "merged": True}, "yours is the keys weight, merged"),
