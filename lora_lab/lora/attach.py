@@ -191,7 +191,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
                 model.set_submodule(place, module.base)
     for adapter in leaving:
         del note.configs[adapter]
-    note.biases = {}
     if note.configs:
         remaining = [other for other in active_adapters(model) if other not in leaving]
         activate(model, {other: active_adapters(model)[other] for other in remaining} or next(iter(note.configs)))

@@ -64,8 +64,8 @@ def merge(model: nn.Module) -> MergeReport:
     layer computes base(x) alone, in training mode too: A and B get no gradient, and dropout does not apply.
     ``model.train()`` never unmerges. The original W is kept for ``unmerge``, so a merged model needs memory for the
     adapted weights twice; it is kept out of ``state_dict``, and a state_dict taken while merged holds the merged
-    weights and is refused on loading. ``fold`` merges for good; only then does ``model.save_pretrained`` write the names
-    that a plain model has.
+    weights and is refused on loading. ``fold`` merges for good; only then does ``model.save_pretrained`` write the
+    names that a plain model has.
 
     A weight that is tied to another layer's is replaced in the adapted layer alone (with ``tied="share"`` in all of
     them, by one tensor), so no other layer changes. Where that ends the tie of input embedding and head, the model's

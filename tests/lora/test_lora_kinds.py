@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_lab.lora import LoRAConfig, attach, lora_layers, merge, unmerge
+from lora_lab.lora import LoRAConfig, LoRAEmbedding, attach, lora_layers, merge, unmerge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -379,3 +379,11 @@ class TestLoralib:
         torch.testing.assert_close(ours[0].weight, theirs.weight, rtol=1e-12, atol=1e-12)
         merge(ours)
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_index_of_padding_learns_nothing_as_in_the_base():
+    layer = LoRAEmbedding(nn.Embedding(11, 5, padding_idx=2).double(), LoRAConfig(2))
+    with torch.no_grad():
+        layer.lora_A.normal_(generator=torch.Generator().manual_seed(0))
+    layer(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert [index for index in range(11) if layer.lora_A.grad[:, index].any()] == [1, 3]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lora_lab.lora import LoRAConfig, account, attach, detach, disabled, fold, lora_layers, merge, unmerge
+from lora_lab.lora import LoRAConfig, account, activate, attach, detach, disabled, fold, lora_layers, merge, unmerge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -248,3 +248,17 @@ def test_a_weight_that_was_changed_since_is_not_tied_again(tied, bits):
     unmerge(model)
     assert bits(model.lm_head.base.weight) == before
     assert model.config.tie_word_embeddings is False
+
+
+def test_a_shared_update_beside_one_of_the_embedding_alone_merges_into_two_weights(tied, tokens):
+    model = attach(tied(), config("embed_tokens", "share"), name="both")
+    drawn(attach(drawn(model), config("embed_tokens", "untie"), name="one"), seed=9)
+    activate(model, {"both": 0.5, "one": 2.0})
+    expected = logits(model, tokens)
+    merge(model)
+    assert model.model.embed_tokens.base.weight is not model.lm_head.base.weight
+    assert model.config.tie_word_embeddings is False
+    torch.testing.assert_close(logits(model, tokens), expected, rtol=1e-9, atol=1e-9)
+    unmerge(model)
+    assert model.model.embed_tokens.base.weight is model.lm_head.base.weight
+    assert torch.equal(logits(model, tokens), expected)
