@@ -94,8 +94,8 @@ class TestVersions:
         assert "tested with 2.13.0" in finding.advice
 
     def test_packages_of_the_tests_are_not_asked_for(self, versions):
-        versions["peft"] = None
-        assert "peft" not in [finding.name for finding in room.packages()]
+        versions["nbval"] = None
+        assert "nbval" not in [finding.name for finding in room.packages()]
 
     def test_course_that_is_not_installed(self, monkeypatch):
         def absent(name: str) -> None:

@@ -207,7 +207,8 @@ def test_the_adapter_has_the_weights_of_the_lowest_validation_loss(small, monkey
     assert result.history.best_step == 3
     checkpoint = load_file(small.output / "checkpoint.safetensors")
     for name, factor in load_file(small.output / "adapter" / "adapter_model.safetensors").items():
-        place = name.removeprefix("base_model.model.").removesuffix(".weight")
+        layer, factor_name = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
+        place = f"{layer}.adapters.default.{factor_name}"  # what torch calls it
         assert torch.equal(factor, checkpoint[f"best.{place}"])
         assert not torch.equal(factor, checkpoint[f"parameter.{place}"])
 

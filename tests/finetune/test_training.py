@@ -45,7 +45,7 @@ def test_training_lowers_the_loss_and_changes_only_the_factors(model):
     after = weights(model)
     assert mean_loss(model, examples()) < 0.99 * start
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    factors = {f"{layer}.{factor}" for layer in lora_layers(model) for factor in ("lora_A", "lora_B")}
+    factors = {f"{layer}.adapters.default.{factor}" for layer in lora_layers(model) for factor in ("lora_A", "lora_B")}
     assert changed == factors
     assert len(history.losses) == len(history.tokens) == 12 * 6
     assert sum(history.tokens) == 12 * sum(len(example.tokens) for example in examples())
