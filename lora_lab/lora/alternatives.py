@@ -6,23 +6,19 @@ say of LoRA, and a comparison compares like with like.
 
 import difflib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
 
 from lora_lab.lora.attach import activate, adapters, add_copy, check_may_attach, open_note, register_attach
 from lora_lab.lora.bottleneck import Activation, Bottleneck, BottleneckLayer, Start
-from lora_lab.lora.config import LoRAConfig, layer_names
+from lora_lab.lora.config import LoRAConfig, Places, checked_places, checked_rank, layer_names
 from lora_lab.lora.copies import TrainedCopy
 from lora_lab.lora.layers import LoRALayer
 from lora_lab.lora.quantized import QuantizedLinear
-from lora_lab.lora.targets import find_saved, matches, original_modules, plain
-
-Places: TypeAlias = tuple[str, ...] | re.Pattern[str] | Callable[[str, nn.Module], bool]
+from lora_lab.lora.targets import find_saved, inside, matches, original_modules, plain
 
 
 @dataclass(frozen=True)
@@ -68,10 +64,10 @@ class BottleneckConfig:
 
     def __post_init__(self) -> None:
         """Check every field, and keep names as tuples."""
-        object.__setattr__(self, "width", _count("width", self.width))
-        object.__setattr__(self, "targets", _checked_places(self.targets))
+        object.__setattr__(self, "width", checked_rank("width", self.width))
+        object.__setattr__(self, "targets", checked_places(self.targets))
         if self.features is not None:
-            object.__setattr__(self, "features", _count("features", self.features))
+            object.__setattr__(self, "features", checked_rank("features", self.features))
         for name, choices in (("activation", Activation), ("init", Start)):
             if not isinstance(value := getattr(self, name), str) or value not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
@@ -107,7 +103,7 @@ class BitFitConfig:
     def __post_init__(self) -> None:
         """Check both fields, and keep names as tuples."""
         if not (isinstance(self.targets, str) and self.targets == "all"):
-            object.__setattr__(self, "targets", _checked_places(self.targets))
+            object.__setattr__(self, "targets", checked_places(self.targets))
         _keep_saved(self)
 
 
@@ -150,7 +146,7 @@ def _attach_bottleneck(config: BottleneckConfig, model: nn.Module, name: str, ge
     """Attach bottlenecks: find the modules, make every bottleneck, and only then change the model."""
     check_may_attach(model, name)
     saved = _saved(model, config.modules_to_save)
-    modules = {place: module for place, module in original_modules(model) if place and not _inside(place, saved)}
+    modules = {place: module for place, module in original_modules(model) if place and not inside(place, saved)}
     places = _named(model, config.targets, modules, "module")
     _check_apart(places, saved)
     names: dict[nn.Module, list[str]] = {}
@@ -245,7 +241,7 @@ def _biases(model: nn.Module, config: BitFitConfig, saved: dict[str, nn.Module])
     every = {
         place: parameter
         for place, parameter in model.named_parameters()
-        if parameter.dim() == 1 and "bias" in place.rpartition(".")[2].split("_") and not _inside(place, saved)
+        if parameter.dim() == 1 and "bias" in place.rpartition(".")[2].split("_") and not inside(place, saved)
     }
     if not every:
         raise ValueError(f"model must have biases for BitFit, got a {type(model).__name__} without; LoRA needs none")
@@ -295,33 +291,8 @@ def _check_apart(places: dict[str, nn.Module], saved: dict[str, nn.Module]) -> N
             raise ValueError(f"targets: {place!r} is, or holds, a layer with an adapter; choose one of the two")
 
 
-def _inside(place: str, saved: dict[str, nn.Module]) -> bool:
-    """Say whether a name is that of a module that is trained in a copy, or of a part of one."""
-    return any(place == other or place.startswith(f"{other}.") for other in saved)
-
-
-def _checked_places(value: object) -> Places:
-    """Give ``value`` as one of the three ways to name modules."""
-    if isinstance(value, re.Pattern):
-        if not isinstance(value.pattern, str):
-            raise TypeError(f"targets must be a regular expression of text, got {value!r}")
-        return value
-    if callable(value) and not isinstance(value, type):
-        return value
-    return layer_names("targets", value)
-
-
 def _keep_saved(config: BottleneckConfig | BitFitConfig) -> None:
     """Check the names in ``modules_to_save``, which may be none, and keep them as a tuple."""
     if config.modules_to_save != ():
         names = layer_names("modules_to_save", config.modules_to_save)
         object.__setattr__(config, "modules_to_save", names)
-
-
-def _count(name: str, value: object) -> int:
-    """Give ``value`` as a whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)

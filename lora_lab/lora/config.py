@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-Targets: TypeAlias = tuple[str, ...] | re.Pattern[str] | Callable[[str, nn.Module], bool] | Literal["all-linear"]
+Places: TypeAlias = tuple[str, ...] | re.Pattern[str] | Callable[[str, nn.Module], bool]
+Targets: TypeAlias = Places | Literal["all-linear"]
 Init: TypeAlias = Literal["kaiming", "gaussian", "pissa"]
 Bias: TypeAlias = Literal["none", "all", "lora_only"]
 Tied: TypeAlias = Literal["refuse", "untie", "share"]
@@ -157,22 +158,27 @@ def layer_names(name: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _targets(value: object) -> Targets:
-    """Give ``value`` as one of the four ways to name layers."""
-    if value == "all-linear":
-        return "all-linear"
+def checked_places(value: object) -> Places:
+    """Give ``value`` as one of the three ways to name modules: names, an expression, a function."""
     if isinstance(value, re.Pattern):
         if not isinstance(value.pattern, str):
             raise TypeError(f"targets must be a regular expression of text, got {value!r}")
         return value
     if callable(value) and not isinstance(value, type):
         return value
+    return layer_names("targets", value)
+
+
+def _targets(value: object) -> Targets:
+    """Give ``value`` as one of the four ways to name layers."""
+    if value == "all-linear":
+        return "all-linear"
     if isinstance(value, str):
         raise TypeError(
             f"targets must be a tuple of layer names, re.compile(…), a function or 'all-linear', got the string "
             f"{value!r}; write ({value!r},)"
         )
-    return layer_names("targets", value)
+    return checked_places(value)
 
 
 def _pattern(name: str, value: object, checked: Callable[[str, object], float]) -> tuple[tuple[str, float], ...]:

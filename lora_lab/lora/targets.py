@@ -45,7 +45,7 @@ def find_layers(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Module]:
     """Give the layers that ``config.targets`` names and an update of this rank fits, by dotted name."""
     modules = dict(original_modules(model))
     saved = find_saved(model, config)
-    found = {name: module for name, module in _matching(model, config, modules).items() if not _inside(name, saved)}
+    found = {name: module for name, module in _matching(model, config, modules).items() if not inside(name, saved)}
     if not found:
         raise ValueError(f"targets must name a layer outside modules_to_save, got {config.targets!r}")
     for name, module in found.items():
@@ -163,7 +163,7 @@ def _check_patterns(config: LoRAConfig, layers: list[str]) -> None:
                 raise ValueError(f"{field}: {pattern!r} matches no adapted layer.{hint} There are {_listing(layers)}")
 
 
-def _inside(name: str, saved: dict[str, nn.Module]) -> bool:
+def inside(name: str, saved: dict[str, nn.Module]) -> bool:
     """Say whether a name is that of a saved module or of a part of one."""
     return any(name == other or name.startswith(f"{other}.") for other in saved)
 
