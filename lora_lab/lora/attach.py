@@ -59,7 +59,7 @@ def attach(model: Model, config: Any, *, name: str = DEFAULT, generator: torch.G
     Args:
         model: any module that holds layers to adapt; it may be on the meta device.
         config: a ``LoRAConfig``, or one of the alternatives: ``BottleneckConfig``, ``BitFitConfig``,
-            ``HeadOnlyConfig``, ``FullConfig``.
+            ``HeadOnlyConfig``, ``FullConfig``, ``SubspaceConfig``.
         name: the name of the adapter.
         generator: draws what does not start at zero, in the order of ``model.named_modules()``, on the generator's own
             device, so that a CPU generator gives the same numbers whatever device the model is on. None stands for a
