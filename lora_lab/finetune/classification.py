@@ -124,7 +124,9 @@ def minimise(
         raise ValueError("model: autocast is on around the whole training, and would go on reading the first weights")
     if settings.validate_every is not None:
         raise ValueError(f"settings: validate_every is {settings.validate_every}, and nothing is validated here")
-    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+    # fused: one pass over the weights in place of a dozen, which is a quarter of a step of full fine-tuning
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, fused=fused)
     steps = settings.epochs * math.ceil(count / settings.batch_size)
     history, was_training = History(), model.training
     model.train()

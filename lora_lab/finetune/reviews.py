@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from lora_lab import assets
 from lora_lab.finetune.classification import Labelled
 from lora_lab.finetune.splits import SPLITS, balanced_subset, majority_accuracy, split_of
@@ -44,6 +46,24 @@ class Reviews:
             ValueError: ``size`` is odd, below 2, or more than there are.
         """
         return [self.train[place] for place in balanced_subset([label for _, label in self.train], size, seed=seed)]
+
+    def at_most(self, tokens: int, tokenizer: PreTrainedTokenizerBase) -> "Reviews":
+        """Give the sentences that have ``tokens`` tokens or fewer, special ones included, each in its split.
+
+        Short ones train faster: a batch is as wide as its longest sentence.
+
+        Raises:
+            ValueError: a split would be empty.
+        """
+        kept = {}
+        for split in SPLITS:
+            labelled: tuple[Labelled, ...] = getattr(self, split)
+            encoded = tokenizer([text for text, _ in labelled])["input_ids"]
+            kept[split] = tuple(one for one, ids in zip(labelled, encoded, strict=True) if len(ids) <= tokens)
+            if not kept[split]:
+                shortest = min(map(len, encoded))
+                raise ValueError(f"tokens: got {tokens}, and no {split} sentence has fewer than {shortest}")
+        return Reviews(**kept, duplicates=self.duplicates)
 
     def majority(self, split: str = "test") -> float:
         """Give the share of right answers in ``split`` if the commoner label of the training sentences is said always.

@@ -111,3 +111,23 @@ class TestDigits:
         assert sum(len(getattr(made, split)) for split in SPLITS) == 3
         with pytest.raises(ValueError, match="labels: the image at 2 is a 7 there and a 4 before"):
             split_digits(pixels, np.array([4, 5, 7, 6]))
+
+
+class Words:
+    """A tokenizer of one token a word."""
+
+    def __call__(self, texts):
+        return {"input_ids": [text.split() for text in texts]}
+
+
+def test_short_sentences_are_kept_in_their_splits():
+    rows = [(f"word{i} " * (1 + i % 7), "fresh" if i % 2 else "rotten") for i in range(400)]
+    every = split_reviews(rows)
+    short = every.at_most(3, Words())
+    for split in ("train", "validation", "test"):
+        kept = getattr(short, split)
+        assert kept == tuple(one for one in getattr(every, split) if len(one.text.split()) <= 3)
+        assert 0 < len(kept) < len(getattr(every, split))
+    assert short.duplicates == every.duplicates
+    with pytest.raises(ValueError, match="no train sentence has fewer than 1"):
+        every.at_most(0, Words())

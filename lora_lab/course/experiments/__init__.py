@@ -11,12 +11,17 @@ one entry for each run.
 - one module for each experiment, listed in ``EXPERIMENTS``
 """
 
+from lora_lab.course.experiments import learning_rates as _learning_rates
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
+from lora_lab.course.experiments import update_rank as _update_rank
 from lora_lab.course.experiments.experiment import Experiment, Option, Run, perform
 from lora_lab.course.experiments.rank_sweep import mean_score, rank_sweep, run_rank_sweep
 from lora_lab.course.experiments.results import _store, load_result, results_folder, run_experiment
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (_rank_sweep.EXPERIMENT,)}
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (_rank_sweep.EXPERIMENT, _learning_rates.EXPERIMENT, _update_rank.EXPERIMENT)
+}
 
 __all__ = [
     "EXPERIMENTS",

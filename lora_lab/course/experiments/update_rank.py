@@ -1,0 +1,213 @@
+"""The experiment of notebook 06: is what full fine-tuning changes of low rank, and what does each rank reach?
+
+An encoder learns to tell praise from pan. Full fine-tuning gives an update ΔW = W_tuned − W for each of the 36 matrices
+in its layers: its error curve is stored, and its score when every ΔW is cut to rank r. LoRA of rank r on the same 36
+matrices stands beside it. The last runs compare directions, as section 7 of Hu et al. (2021) does.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lora_lab.course.experiments.experiment import Experiment, Option, Options, Run
+from lora_lab.course.experiments.short_reviews import (
+    Materials,
+    conditions,
+    learned,
+    materials,
+    score,
+    trainable,
+    training_figures,
+)
+from lora_lab.course.experiments.ways import configuration, learning_rate
+from lora_lab.lowrank import LowRank, choose_rank, numerical_rank, rank_errors, truncated_svd
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lora_lab.finetune import MeanPooledClassifier
+
+CURVE = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384)  # the ranks at which an error curve is stored
+COMPARED = (8, 64)  # the two ranks whose directions are compared
+Updates = Mapping[str, "NDArray[np.float64] | LowRank"]
+
+
+def matrices(model: MeanPooledClassifier) -> dict[str, NDArray[np.float64]]:
+    """Give the weights of the linear layers inside the encoder's blocks, by dotted name: 36 matrices of MiniLM."""
+    from torch import nn
+
+    return {
+        name: module.weight.detach().cpu().double().numpy()
+        for name, module in model.named_modules()
+        if name.startswith("bert.encoder.") and isinstance(module, nn.Linear)
+    }
+
+
+def full_updates(base: MeanPooledClassifier, tuned: MeanPooledClassifier) -> dict[str, NDArray[np.float64]]:
+    """Give ΔW = W_tuned − W of each of those weights, (out_features, in_features)."""
+    before, after = matrices(base), matrices(tuned)
+    return {name: after[name] - before[name] for name in before}
+
+
+def with_updates(base: MeanPooledClassifier, tuned: MeanPooledClassifier, updates: Updates) -> MeanPooledClassifier:
+    """Give the base with the tuned head and with these updates added to its weights; all else is as in the base."""
+    import torch
+
+    model = copy.deepcopy(base)
+    model.classifier.load_state_dict(tuned.classifier.state_dict())
+    with torch.no_grad():
+        for name, update in updates.items():
+            weight: Any = model.get_submodule(name).weight
+            weight.copy_(weight.double() + torch.tensor(np.asarray(update), device=weight.device))
+    return model
+
+
+def truncated(svds: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
+    """Give the best approximation of each update at a rank, from its SVD in factors; at most its own rank, 0 for none.
+
+    Each LowRank is ``LowRank.from_svd(update, min(m, n))``, whose first columns and rows belong to the largest
+    singular values.
+    """
+    return {name: LowRank(svd.left[:, :rank], svd.right[:rank]) for name, svd in svds.items() if rank}
+
+
+def _plan(options: Options) -> list[Run]:
+    """Give the full fine-tunes, LoRA at each rank, then the comparisons of directions; each with every seed."""
+    seeds = sorted(options["seeds"])
+    plan: list[Run] = [{"method": "full", "rank": None, "seed": seed} for seed in seeds]
+    plan += [{"method": "LoRA", "rank": rank, "seed": seed} for rank in sorted(options["ranks"]) for seed in seeds]
+    if set(COMPARED) <= set(options["ranks"]):
+        plan += [{"method": "directions", "rank": None, "seed": seed} for seed in seeds]
+    return plan
+
+
+class _Materials:
+    """What all runs share, and the updates of the trainings so far, which the comparisons look at once more."""
+
+    def __init__(self, shared: Materials) -> None:
+        """Hold the materials."""
+        self.shared = shared
+        self.updates: dict[tuple[str, int | None, int], dict[str, Any]] = {}
+
+
+def _measure(kept: _Materials, options: Options, settings: Run, progress: bool) -> Run:
+    """Measure one run: a training, or a comparison of the directions that trainings found."""
+    if settings["method"] == "directions":
+        return _directions(kept, options, settings["seed"])
+    model, figures = _trained(kept, options, **settings)
+    shared, updates = kept.shared, kept.updates[settings["method"], settings["rank"], settings["seed"]]
+    figures |= {"score": score(shared, model), "change": _changes(shared, updates)}
+    if settings["method"] == "full":
+        svds = {name: LowRank.from_svd(update, min(update.shape)) for name, update in updates.items()}
+        figures["truncated"] = {
+            str(rank): score(shared, with_updates(shared.pretrained, model, truncated(svds, rank)))
+            for rank in (*sorted(options["truncations"]), CURVE[-1])
+        }
+        figures["layers"] = {name: _spectrum(update) for name, update in updates.items()}
+    return figures
+
+
+def _trained(
+    kept: _Materials, options: Options, method: str, rank: int | None, seed: int
+) -> tuple[MeanPooledClassifier, Run]:
+    """Train in one way, keep the updates, and give the model with what is to be said of its training."""
+    from lora_lab.lora import updates
+
+    shared, way = kept.shared, "full" if rank is None else f"lora-{rank}"
+    model, history = learned(
+        shared,
+        configuration(way),
+        shared.reviews.subset(options["examples"], seed=seed),
+        learning_rate=learning_rate(way),
+        epochs=options["epochs"],
+        seed=seed,
+    )
+    found: dict[str, Any] = full_updates(shared.pretrained, model) if rank is None else dict(updates(model))
+    kept.updates[method, rank, seed] = found
+    return model, {"trainable": trainable(model), **training_figures(history)}
+
+
+def _changes(shared: Materials, updates: Mapping[str, Any]) -> dict[str, float]:
+    """Give ‖ΔW‖ / ‖W‖ of each weight (Frobenius)."""
+    norms = {name: np.linalg.norm(weight) for name, weight in matrices(shared.pretrained).items()}
+    return {name: round(float(np.linalg.norm(np.asarray(updates[name])) / norms[name]), 5) for name in updates}
+
+
+def _spectrum(update: NDArray[np.float64]) -> Run:
+    """Give the error curve of one update, its numerical rank, and the rank that leaves an error of half."""
+    errors = rank_errors(update)
+    return {
+        "shape": list(update.shape),
+        "errors": {str(rank): round(float(errors[rank]), 5) for rank in CURVE},
+        "numerical rank": numerical_rank(update),
+        "rank for error 0.5": choose_rank(update, error=0.5),
+    }
+
+
+def _directions(kept: _Materials, options: Options, seed: int) -> Run:
+    """Compare the directions in the input of LoRA at two ranks, of another seed, and of the full update."""
+    low, high = COMPARED
+    seeds = sorted(options["seeds"])
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    for method, rank, one in (("LoRA", low, seed), ("LoRA", high, seed), ("LoRA", high, other), ("full", None, seed)):
+        if (method, rank, one) not in kept.updates:
+            _trained(kept, options, method, rank, one)
+    pairs = {
+        f"rank {low} and rank {high}": (("LoRA", low, seed), ("LoRA", high, seed)),
+        f"rank {high} and rank {high} of another seed": (("LoRA", high, seed), ("LoRA", high, other)),
+        f"full and rank {high}": (("full", None, seed), ("LoRA", high, seed)),
+        f"rank {low} and full": (("LoRA", low, seed), ("full", None, seed)),
+    }
+    return {
+        "similarity": {
+            said: {
+                name: _similarity(kept.updates[one][name], kept.updates[two][name])
+                for name in kept.updates[one]
+                if name.endswith(("query", "value"))
+            }
+            for said, (one, two) in pairs.items()
+        }
+    }
+
+
+def _similarity(one: Any, two: Any) -> list[list[float]]:
+    """Give φ(i, j) for the top directions of two updates, i and j = 1, 2, 4, … as far as both have them, up to 64."""
+    from lora_lab.lora import subspace_similarity
+
+    grid = subspace_similarity(_leading(one), _leading(two))
+    return [[round(float(grid[i - 1, j - 1]), 4) for j in _powers(grid.shape[1])] for i in _powers(grid.shape[0])]
+
+
+def _leading(update: Any) -> LowRank:
+    """Give an update cut to its 64 leading directions."""
+    most = min(COMPARED[1], *update.shape)
+    if isinstance(update, LowRank):
+        return update
+    U, s, Vt = truncated_svd(update, most)
+    return LowRank(U * s, Vt)
+
+
+def _powers(most: int) -> Iterable[int]:
+    """Give 1, 2, 4, … up to ``most``."""
+    return [2**power for power in range(most.bit_length()) if 2**power <= most]
+
+
+EXPERIMENT = Experiment(
+    name="update-rank",
+    purpose="an encoder learns film reviews: the rank of full fine-tuning's update, and LoRA at each rank",
+    options={
+        "examples": Option(1024, "training sentences"),
+        "epochs": Option(3, "how often each is read"),
+        "ranks": Option((1, 2, 4, 8, 64), "LoRA's ranks; the directions of 8 and 64 are compared if both are there"),
+        "truncations": Option((0, 1, 2, 4, 8, 16, 32, 64, 128), "ranks at which full fine-tuning's update is cut"),
+        "seeds": Option((0, 1, 2), "each draws other sentences, another order and other factors"),
+    },
+    plan=_plan,
+    prepare=lambda options: _Materials(materials(options)),
+    measure=_measure,
+    conditions=lambda kept: conditions(kept.shared),
+)

@@ -1,0 +1,79 @@
+"""The ways of fine-tuning that the experiments compare, by name, each with the learning rate that served it best.
+
+A name is "full", "head", "bitfit", "bottleneck-16" (Houlsby's adapters of width 16), "lora-8" (LoRA of rank 8 on every
+linear layer inside the encoder's blocks) or "lora-qv-8" (on query and value alone). Every way trains the head too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEAD = ("classifier",)  # the module that every way of training trains anew
+ALL_LAYERS = ("query", "key", "value", "dense")  # the 36 matrices of MiniLM's blocks
+QUERY_AND_VALUE = ("query", "value")
+
+# The best of each row of data/results/learning-rates.json, by its score on the validation sentences.
+LEARNING_RATES = {
+    "full": 2e-4,
+    "head": 1e-2,
+    "lora-1": 1e-3,
+    "lora-2": 1e-3,
+    "lora-4": 1e-3,
+    "lora-8": 1e-3,
+    "lora-64": 3e-4,
+}
+
+# Where the best is looked for.
+RATES_TRIED = {
+    "full": (1e-4, 2e-4, 4e-4),
+    "head": (3e-3, 1e-2, 3e-2),
+    "bitfit": (1e-3, 3e-3, 1e-2),
+    "bottleneck": (3e-4, 1e-3, 3e-3),
+    "lora": (3e-4, 1e-3, 3e-3),
+}
+
+
+def configuration(way: str) -> Any:
+    """Give what ``lora_lab.lora.attach`` takes for a way of fine-tuning.
+
+    LoRA's alpha is twice the rank, so its scale is 2 at every rank.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    from lora_lab.lora import BitFitConfig, BottleneckConfig, FullConfig, HeadOnlyConfig, LoRAConfig
+
+    kind, _, size = way.rpartition("-")
+    if way == "full":
+        return FullConfig()
+    if way == "head":
+        return HeadOnlyConfig(HEAD)
+    if way == "bitfit":
+        return BitFitConfig(modules_to_save=HEAD)
+    if kind == "bottleneck" and size.isdecimal():
+        return BottleneckConfig(width=int(size), targets=("output.dropout",), modules_to_save=HEAD)
+    if kind in ("lora", "lora-qv") and size.isdecimal():
+        targets = ALL_LAYERS if kind == "lora" else QUERY_AND_VALUE
+        return LoRAConfig(rank=int(size), alpha=2 * int(size), targets=targets, modules_to_save=HEAD)
+    raise ValueError(f"way: got {way!r}, takes full, head, bitfit, bottleneck-WIDTH, lora-RANK or lora-qv-RANK")
+
+
+def rates_tried(way: str) -> tuple[float, ...]:
+    """Give the learning rates among which the best for a way is looked for.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    configuration(way)
+    return RATES_TRIED[way.partition("-")[0]]
+
+
+def learning_rate(way: str) -> float:
+    """Give the learning rate that served a way best.
+
+    Raises:
+        ValueError: none was looked for.
+    """
+    if way not in LEARNING_RATES:
+        raise ValueError(f"way: the best learning rate of {way!r} is not known; there are {', '.join(LEARNING_RATES)}")
+    return LEARNING_RATES[way]
