@@ -88,13 +88,14 @@ def intrinsic_dimension(
     score: Callable[[int, int], float],
     full_score: float,
     *,
-    largest: int,
+    largest: int | None = None,
     smallest: int = 1,
     start: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     share: float = 0.9,
     baseline: float = 0.0,
     steps_per_decade: int = 10,
+    grid: Sequence[int] | None = None,
 ) -> IntrinsicDimension:
     """Search for the smallest d at which score(d, seed) ≥ baseline + share · (full_score − baseline).
 
@@ -111,7 +112,7 @@ def intrinsic_dimension(
     Args:
         score: trains in a subspace of d numbers with a seed, ``score(d, seed)``, and gives the score; higher is better.
         full_score: the score of training all parameters, by the same measure.
-        largest: the largest d to try.
+        largest: the largest d to try; it must be given, or ``grid`` must.
         smallest: the smallest d to try; for SAID, m + 1 at least.
         start: where to begin; None for the middle of the grid.
         seeds: one search each.
@@ -119,6 +120,8 @@ def intrinsic_dimension(
         baseline: where the way begins.
         steps_per_decade: how many dimensions of the grid lie between d and 10·d: with 10 neighbours are 26 % apart.
             Whole numbers that fall together are one.
+        grid: the dimensions themselves, rising, in place of largest, smallest and steps_per_decade: for scores that
+            were measured at those and no others.
 
     Raises:
         TypeError: score is not a function, a number is not one.
@@ -130,7 +133,9 @@ def intrinsic_dimension(
     if not callable(score):
         raise TypeError(f"score must be a function of a dimension and a seed, got {score!r}")
     threshold = _threshold(full_score, baseline, share)
-    grid = _grid(smallest, largest, steps_per_decade)
+    if (grid is None) == (largest is None):
+        raise TypeError("give either largest, and the search makes its own grid, or grid")
+    grid = _grid(smallest, largest, steps_per_decade) if grid is None else _given(grid)
     if isinstance(seeds, str) or not all(isinstance(seed, Integral) for seed in seeds):
         raise TypeError(f"seeds must be whole numbers, got {seeds!r}")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -219,6 +224,14 @@ def _grid(smallest: object, largest: object, steps_per_decade: object) -> list[i
     grid = sorted({round(low * (high / low) ** (i / count)) for i in range(count + 1)})
     assert all(one < other for one, other in pairwise(grid))
     return grid
+
+
+def _given(grid: Sequence[int]) -> list[int]:
+    """Give the dimensions of a grid that the caller has made."""
+    dimensions = [checked_rank("grid", dimension) for dimension in grid]
+    if len(dimensions) < 2 or any(one >= other for one, other in pairwise(dimensions)):
+        raise ValueError(f"grid must have two dimensions at least, each larger than the one before, got {list(grid)}")
+    return dimensions
 
 
 def _finite(name: str, value: object) -> float:

@@ -12,15 +12,17 @@ one entry for each run.
 """
 
 from lora_lab.course.experiments import learning_rates as _learning_rates
+from lora_lab.course.experiments import random_subspace as _random_subspace
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
+from lora_lab.course.experiments import training_examples as _training_examples
 from lora_lab.course.experiments import update_rank as _update_rank
 from lora_lab.course.experiments.experiment import Experiment, Option, Run, perform
 from lora_lab.course.experiments.rank_sweep import mean_score, rank_sweep, run_rank_sweep
 from lora_lab.course.experiments.results import _store, load_result, results_folder, run_experiment
 
 EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in (_rank_sweep.EXPERIMENT, _learning_rates.EXPERIMENT, _update_rank.EXPERIMENT)
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (_rank_sweep, _learning_rates, _update_rank, _random_subspace, _training_examples)
 }
 
 __all__ = [

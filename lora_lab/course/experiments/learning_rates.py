@@ -48,7 +48,7 @@ def _measure(shared: Materials, options: Options, settings: Run, progress: bool)
     """Train in one way at one rate, and score the validation sentences."""
     model, history = learned(
         shared,
-        configuration(settings["way"]),
+        configuration(settings["way"], seed=settings["seed"]),
         shared.reviews.subset(options["examples"], seed=settings["seed"]),
         learning_rate=settings["learning_rate"],
         epochs=options["epochs"],

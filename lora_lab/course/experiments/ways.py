@@ -1,7 +1,8 @@
 """The ways of fine-tuning that the experiments compare, by name, each with the learning rate that served it best.
 
 A name is "full", "head", "bitfit", "bottleneck-16" (Houlsby's adapters of width 16), "lora-8" (LoRA of rank 8 on every
-linear layer inside the encoder's blocks) or "lora-qv-8" (on query and value alone). Every way trains the head too.
+linear layer inside the encoder's blocks) or "lora-qv-8" (on query and value alone): these train the head too. And
+"subspace-100": a random subspace of 100 numbers, in which the blocks and the head move together.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 HEAD = ("classifier",)  # the module that every way of training trains anew
 ALL_LAYERS = ("query", "key", "value", "dense")  # the 36 matrices of MiniLM's blocks
 QUERY_AND_VALUE = ("query", "value")
+MOVED = ("encoder.layer", "classifier")  # what a subspace moves: 10.6 of MiniLM's 22.6 million weights, no embeddings
 
 # The best of each row of data/results/learning-rates.json, by its score on the validation sentences.
 LEARNING_RATES = {
@@ -30,18 +32,20 @@ RATES_TRIED = {
     "bitfit": (1e-3, 3e-3, 1e-2),
     "bottleneck": (3e-4, 1e-3, 3e-3),
     "lora": (3e-4, 1e-3, 3e-3),
+    "subspace": (3e-2, 1e-1, 3e-1),
 }
 
 
-def configuration(way: str) -> Any:
+def configuration(way: str, *, seed: int = 0) -> Any:
     """Give what ``lora_lab.lora.attach`` takes for a way of fine-tuning.
 
-    LoRA's alpha is twice the rank, so its scale is 2 at every rank.
+    LoRA's alpha is twice the rank, so its scale is 2 at every rank. The seed draws the directions of a subspace; what
+    else is drawn, ``attach`` draws.
 
     Raises:
         ValueError: there is no such way.
     """
-    from lora_lab.lora import BitFitConfig, BottleneckConfig, FullConfig, HeadOnlyConfig, LoRAConfig
+    from lora_lab.lora import BitFitConfig, BottleneckConfig, FullConfig, HeadOnlyConfig, LoRAConfig, SubspaceConfig
 
     kind, _, size = way.rpartition("-")
     if way == "full":
@@ -55,7 +59,11 @@ def configuration(way: str) -> Any:
     if kind in ("lora", "lora-qv") and size.isdecimal():
         targets = ALL_LAYERS if kind == "lora" else QUERY_AND_VALUE
         return LoRAConfig(rank=int(size), alpha=2 * int(size), targets=targets, modules_to_save=HEAD)
-    raise ValueError(f"way: got {way!r}, takes full, head, bitfit, bottleneck-WIDTH, lora-RANK or lora-qv-RANK")
+    if kind == "subspace" and size.isdecimal():
+        return SubspaceConfig(int(size), parameters=MOVED, seed=seed)
+    raise ValueError(
+        f"way: got {way!r}, takes full, head, bitfit, bottleneck-WIDTH, lora-RANK, lora-qv-RANK or subspace-DIMENSION"
+    )
 
 
 def rates_tried(way: str) -> tuple[float, ...]:
