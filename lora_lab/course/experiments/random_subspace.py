@@ -70,7 +70,7 @@ def _plan(options: Options) -> list[Run]:
         {"pretrained": pretrained, "dimension": dimension, "seed": seed}
         for seed in sorted(options["seeds"])
         for pretrained in (True, False)
-        for dimension in (None, *sorted(options["dimensions"]))
+        for dimension in (None, *sorted(options["dimensions" if pretrained else "untrained_dimensions"]))
     ]
 
 
@@ -100,7 +100,8 @@ EXPERIMENT = Experiment(
     name="random-subspace",
     purpose="an encoder learns film reviews in random subspaces: its intrinsic dimension, pretrained and untrained",
     options={
-        "dimensions": Option((10, 32, 100, 316, 1000, 3162, 10000), "dimensions of the subspace"),
+        "dimensions": Option((32, 316, 1000, 3162, 10000), "dimensions of the subspace, for the pretrained network"),
+        "untrained_dimensions": Option((316, 3162, 10000), "those for the network at random weights"),
         "examples": Option(1024, "training sentences"),
         "epochs": Option(3, "how often each is read"),
         "seeds": Option((0, 1, 2), "each draws another subspace, other sentences and another order"),

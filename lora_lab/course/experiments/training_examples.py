@@ -1,7 +1,7 @@
 """The experiment of notebook 07: how many training examples each way of fine-tuning needs, pretrained and untrained.
 
 The same network learns film reviews from 8, 32, 128, ... sentences, once from its pretrained weights and once from
-random ones. With few sentences it reads each more often: no training reads fewer than 768 sentences.
+random ones. With few sentences it reads each more often: no training reads fewer than 1,024 sentences.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ EXPERIMENT = Experiment(
     options={
         "sizes": Option((8, 32, 128, 512, 2048), "numbers of training sentences"),
         "ways": Option(("full", "head", "lora-8"), "ways of fine-tuning"),
-        "epochs": Option(3, "how often each sentence is read at least"),
-        "reads": Option(768, "sentences that every training reads at least, repetitions counted"),
+        "epochs": Option(1, "how often each sentence is read at least"),
+        "reads": Option(1024, "sentences that every training reads at least, repetitions counted"),
         "seeds": Option((0, 1, 2), "each draws other sentences, another order and other factors"),
     },
     plan=_plan,

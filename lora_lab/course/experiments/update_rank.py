@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lora_lab.finetune import MeanPooledClassifier
 
-CURVE = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384)  # the ranks at which an error curve is stored
+CURVE = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320)  # where an error curve is stored, and at the full rank
 COMPARED = (8, 64)  # the two ranks whose directions are compared
 Updates = Mapping[str, "NDArray[np.float64] | LowRank"]
 
@@ -105,7 +105,7 @@ def _measure(kept: _Materials, options: Options, settings: Run, progress: bool) 
         svds = {name: LowRank.from_svd(update, min(update.shape)) for name, update in updates.items()}
         figures["truncated"] = {
             str(rank): score(shared, with_updates(shared.pretrained, model, truncated(svds, rank)))
-            for rank in (*sorted(options["truncations"]), CURVE[-1])
+            for rank in (*sorted(options["truncations"]), max(svd.rank for svd in svds.values()))
         }
         figures["layers"] = {name: _spectrum(update) for name, update in updates.items()}
     return figures
@@ -139,37 +139,41 @@ def _changes(shared: Materials, updates: Mapping[str, Any]) -> dict[str, float]:
 
 def _spectrum(update: NDArray[np.float64]) -> Run:
     """Give the error curve of one update, its numerical rank, and the rank that leaves an error of half."""
-    errors = rank_errors(update)
+    errors, full = rank_errors(update), min(update.shape)
     return {
         "shape": list(update.shape),
-        "errors": {str(rank): round(float(errors[rank]), 5) for rank in CURVE},
+        "errors": {str(rank): round(float(errors[rank]), 5) for rank in (*(r for r in CURVE if r < full), full)},
         "numerical rank": numerical_rank(update),
         "rank for error 0.5": choose_rank(update, error=0.5),
     }
 
 
 def _directions(kept: _Materials, options: Options, seed: int) -> Run:
-    """Compare the directions in the input of LoRA at two ranks, of another seed, and of the full update."""
+    """Compare the directions in the input of LoRA at two ranks, of another seed, and of the full update.
+
+    Hu et al. compare the factors A. The update scale · B A weighs A's directions by what B makes of them, and alone can
+    be compared with a full update.
+    """
     low, high = COMPARED
     seeds = sorted(options["seeds"])
     other = seeds[(seeds.index(seed) + 1) % len(seeds)]
     for method, rank, one in (("LoRA", low, seed), ("LoRA", high, seed), ("LoRA", high, other), ("full", None, seed)):
         if (method, rank, one) not in kept.updates:
             _trained(kept, options, method, rank, one)
+    eight, sixty_four = kept.updates["LoRA", low, seed], kept.updates["LoRA", high, seed]
+    another, full = kept.updates["LoRA", high, other], kept.updates["full", None, seed]
+    factors = [{name: update.right for name, update in some.items()} for some in (eight, sixty_four)]  # A, (r, n)
     pairs = {
-        f"rank {low} and rank {high}": (("LoRA", low, seed), ("LoRA", high, seed)),
-        f"rank {high} and rank {high} of another seed": (("LoRA", high, seed), ("LoRA", high, other)),
-        f"full and rank {high}": (("full", None, seed), ("LoRA", high, seed)),
-        f"rank {low} and full": (("LoRA", low, seed), ("full", None, seed)),
+        f"A of rank {low} and A of rank {high}": factors,
+        f"rank {low} and rank {high}": (eight, sixty_four),
+        f"rank {high} and rank {high} of another seed": (sixty_four, another),
+        f"rank {low} and full": (eight, full),
+        f"rank {high} and full": (sixty_four, full),
     }
+    attention = [name for name in full if name.endswith(("query", "value"))]
     return {
         "similarity": {
-            said: {
-                name: _similarity(kept.updates[one][name], kept.updates[two][name])
-                for name in kept.updates[one]
-                if name.endswith(("query", "value"))
-            }
-            for said, (one, two) in pairs.items()
+            said: {name: _similarity(one[name], two[name]) for name in attention} for said, (one, two) in pairs.items()
         }
     }
 
@@ -184,10 +188,9 @@ def _similarity(one: Any, two: Any) -> list[list[float]]:
 
 def _leading(update: Any) -> LowRank:
     """Give an update cut to its 64 leading directions."""
-    most = min(COMPARED[1], *update.shape)
     if isinstance(update, LowRank):
         return update
-    U, s, Vt = truncated_svd(update, most)
+    U, s, Vt = truncated_svd(update, min(COMPARED[1], *update.shape))
     return LowRank(U * s, Vt)
 
 

@@ -7,6 +7,7 @@ linear layer inside the encoder's blocks) or "lora-qv-8" (on query and value alo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 HEAD = ("classifier",)  # the module that every way of training trains anew
@@ -18,21 +19,25 @@ MOVED = ("encoder.layer", "classifier")  # what a subspace moves: 10.6 of MiniLM
 LEARNING_RATES = {
     "full": 2e-4,
     "head": 1e-2,
-    "lora-1": 1e-3,
+    "lora-1": 3e-3,
     "lora-2": 1e-3,
     "lora-4": 1e-3,
     "lora-8": 1e-3,
     "lora-64": 3e-4,
 }
 
-# Where the best is looked for.
+# Where the best is looked for; the widest search is for the ways whose best was at an end of the others' rates.
 RATES_TRIED = {
+    "lora-1": (3e-4, 1e-3, 3e-3, 1e-2),
+    "lora-64": (1e-4, 3e-4, 1e-3, 3e-3),
+    "subspace-100": (3e-1, 1.0, 3.0),
+    "subspace-1000": (3e-2, 1e-1, 3e-1),
+    "subspace-10000": (3e-3, 1e-2, 3e-2),
     "full": (1e-4, 2e-4, 4e-4),
     "head": (3e-3, 1e-2, 3e-2),
     "bitfit": (1e-3, 3e-3, 1e-2),
     "bottleneck": (3e-4, 1e-3, 3e-3),
     "lora": (3e-4, 1e-3, 3e-3),
-    "subspace": (3e-2, 1e-1, 3e-1),
 }
 
 
@@ -73,15 +78,33 @@ def rates_tried(way: str) -> tuple[float, ...]:
         ValueError: there is no such way.
     """
     configuration(way)
-    return RATES_TRIED[way.partition("-")[0]]
+    kind = way.partition("-")[0]
+    if way not in RATES_TRIED and kind not in RATES_TRIED:
+        searched = ", ".join(tried for tried in RATES_TRIED if tried.startswith(kind))
+        raise ValueError(f"way: no rates are tried for {way!r}; they are for {searched}")
+    return RATES_TRIED.get(way, RATES_TRIED.get(kind, ()))
 
 
 def learning_rate(way: str) -> float:
     """Give the learning rate that served a way best.
 
+    For a subspace of a dimension that was not searched itself, it is the rate on the straight line, in logarithms,
+    through the two nearest dimensions that were.
+
     Raises:
         ValueError: none was looked for.
     """
+    kind, _, size = way.rpartition("-")
+    if way not in LEARNING_RATES and kind == "subspace" and size.isdecimal():
+        return _between(int(size))
     if way not in LEARNING_RATES:
         raise ValueError(f"way: the best learning rate of {way!r} is not known; there are {', '.join(LEARNING_RATES)}")
     return LEARNING_RATES[way]
+
+
+def _between(dimension: int) -> float:
+    """Give the learning rate of a subspace from those of the two nearest dimensions that have one."""
+    known = {int(way.rpartition("-")[2]): rate for way, rate in LEARNING_RATES.items() if way.startswith("subspace-")}
+    nearest = sorted(known, key=lambda other: abs(math.log(other / dimension)))[:2]
+    (x1, y1), (x2, y2) = ((math.log(other), math.log(known[other])) for other in nearest)
+    return math.exp(y1 + (y2 - y1) * (math.log(dimension) - x1) / (x2 - x1))
