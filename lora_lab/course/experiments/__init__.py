@@ -11,6 +11,7 @@ one entry for each run.
 - one module for each experiment, listed in ``EXPERIMENTS``
 """
 
+from lora_lab.course.experiments import digit_dimension as _digit_dimension
 from lora_lab.course.experiments import learning_rates as _learning_rates
 from lora_lab.course.experiments import random_subspace as _random_subspace
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
@@ -22,7 +23,7 @@ from lora_lab.course.experiments.results import _store, load_result, results_fol
 
 EXPERIMENTS = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (_rank_sweep, _learning_rates, _update_rank, _random_subspace, _training_examples)
+    for module in (_rank_sweep, _learning_rates, _update_rank, _random_subspace, _training_examples, _digit_dimension)
 }
 
 __all__ = [
