@@ -24,15 +24,18 @@ LEARNING_RATES = {
     "lora-4": 1e-3,
     "lora-8": 1e-3,
     "lora-64": 3e-4,
+    "subspace-100": 0.3,
+    "subspace-1000": 0.1,
+    "subspace-10000": 0.03,
 }
 
 # Where the best is looked for; the widest search is for the ways whose best was at an end of the others' rates.
 RATES_TRIED = {
     "lora-1": (3e-4, 1e-3, 3e-3, 1e-2),
     "lora-64": (1e-4, 3e-4, 1e-3, 3e-3),
-    "subspace-100": (3e-1, 1.0, 3.0),
+    "subspace-100": (1e-1, 3e-1, 1.0, 3.0),
     "subspace-1000": (3e-2, 1e-1, 3e-1),
-    "subspace-10000": (3e-3, 1e-2, 3e-2),
+    "subspace-10000": (3e-3, 1e-2, 3e-2, 1e-1),
     "full": (1e-4, 2e-4, 4e-4),
     "head": (3e-3, 1e-2, 3e-2),
     "bitfit": (1e-3, 3e-3, 1e-2),
