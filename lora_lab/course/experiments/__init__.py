@@ -15,6 +15,8 @@ from lora_lab.course.experiments import digit_dimension as _digit_dimension
 from lora_lab.course.experiments import learning_rates as _learning_rates
 from lora_lab.course.experiments import random_subspace as _random_subspace
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
+from lora_lab.course.experiments import rival_costs as _rival_costs
+from lora_lab.course.experiments import rivals as _rivals
 from lora_lab.course.experiments import training_examples as _training_examples
 from lora_lab.course.experiments import update_rank as _update_rank
 from lora_lab.course.experiments.experiment import Experiment, Option, Run, perform
@@ -23,7 +25,16 @@ from lora_lab.course.experiments.results import _store, load_result, results_fol
 
 EXPERIMENTS = {
     module.EXPERIMENT.name: module.EXPERIMENT
-    for module in (_rank_sweep, _learning_rates, _update_rank, _random_subspace, _training_examples, _digit_dimension)
+    for module in (
+        _rank_sweep,
+        _learning_rates,
+        _update_rank,
+        _random_subspace,
+        _training_examples,
+        _digit_dimension,
+        _rivals,
+        _rival_costs,
+    )
 }
 
 __all__ = [
