@@ -5,15 +5,18 @@ its turn, in an order that is drawn anew, and a rival is compared with what the 
 copy of the plain model runs too: how far it is from the first is what the race cannot tell apart.
 
 Memory is taken in a process of its own for each way, as the rise of the resident set (what the operating system has
-given the process) from just before the first step to its peak, beside what ``account`` says before any training.
+given the process) from just before the first step to its peak, beside what ``account`` says before any training. The
+allocator is told to give freed memory back at once, so that what is measured is what is in use.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +41,10 @@ SERVED = (
 )
 MEMORY_STEPS = 3  # of training, while memory is watched; the optimiser's state is there from the first on
 RATE = 1e-5  # no score is asked for
+AT_ONCE = {  # glibc then gives memory back as soon as it is free; by itself it keeps up to as much again for later
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 
 
 def race(turns: Mapping[str, Callable[[], float]], rounds: int, *, seed: int) -> dict[str, list[float]]:
@@ -147,6 +154,21 @@ def rise_of_memory(config: Any, way: str, *, batch: int, tokens: int, threads: i
     }
 
 
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment for processes that start in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _kilobytes(status: Path, name: str) -> int:
     """Read a line of /proc/self/status, in units of 1,024 bytes."""
     line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:"))
@@ -176,13 +198,14 @@ def _steps(model: Any, *, batch: int, tokens: int, seed: int) -> None:
 
 
 def _memory(shared: Materials, settings: Run) -> Run:
-    """Measure memory in a process of its own."""
+    """Measure memory in a process of its own, whose allocator keeps nothing back."""
     import concurrent.futures
     import multiprocessing
 
     import torch
 
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with _environment(AT_ONCE), concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         figures = pool.submit(
             rise_of_memory,
             shared.pretrained.config,
