@@ -74,6 +74,15 @@ class TestRivals:
         with pytest.raises(ValueError, match="way: got 'prefix', takes full, head"):
             perform(EXPERIMENTS["rivals"], {"ways": ("prefix",)}, progress=False)
 
+    def test_the_figures_of_a_way_stand_seed_by_seed(self):
+        runs = [
+            {"way": way, "seed": seed, "score": value} for way, seed, value in (("a", 1, 3), ("b", 0, 2), ("a", 0, 1))
+        ]
+        runs.append({"way": "b", "seed": 1, "score": 4})
+        assert rivals.by_way(runs) == {"a": [1, 3], "b": [2, 4]}
+        with pytest.raises(ValueError, match=r"the ways must have the same seeds, got \{'a': \[0, 1\], 'b': \[0\]\}"):
+            rivals.by_way(runs[:3])
+
     @pytest.mark.parametrize("way", rivals.WAYS)
     def test_the_file_holds_what_trains_and_little_else(self, shared, way, tmp_path):
         model = attach(copy.deepcopy(shared.pretrained), ways.configuration(way))
@@ -111,6 +120,21 @@ class TestRace:
         assert against(seconds, "plain", "slow")["median"] == 0.5
         with pytest.raises(ValueError, match="name: got 'fast', and the race had plain, slow, odd"):
             against(seconds, "fast")
+
+    def test_races_of_one_kind_are_put_together(self):
+        runs = [
+            {"measure": measure, "batch": batch, "seconds": {"a": [first, 2.0], "b": [3.0, 4.0]}}
+            for measure, batch, first in (("training", 16, 1.0), ("latency", 1, 5.0), ("latency", 1, 7.0))
+        ]
+        runs += [
+            {"measure": "memory", "batch": 16, "way": "full", "measured": value, "predicted": 8}
+            for value in (9, 12, 10)
+        ]
+        assert rival_costs.rounds_of(runs, "latency", 1) == {"a": [5.0, 2.0, 7.0, 2.0], "b": [3.0, 4.0, 3.0, 4.0]}
+        assert rival_costs.rounds_of(runs, "training")["a"] == [1.0, 2.0]
+        assert rival_costs.memory_of(runs) == {"full": (10, 8)}
+        with pytest.raises(ValueError, match="got 'latency' of 32, and the races were latency of 1, training of 16"):
+            rival_costs.rounds_of(runs, "latency", 32)
 
 
 class TestServed:

@@ -16,7 +16,7 @@ import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,30 @@ def against(seconds: Mapping[str, list[float]], name: str, base: str = "plain") 
     ratios = [mine / its for mine, its in zip(seconds[name], seconds[base], strict=True)]
     lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
     return {"lower": lower, "median": median, "upper": upper}
+
+
+def rounds_of(runs: Sequence[Mapping[str, Any]], measure: str, batch: int = BATCH_SIZE) -> dict[str, list[float]]:
+    """Give the seconds of every round of all races of one kind, by name, the rounds in the same order for all.
+
+    Raises:
+        ValueError: there was no such race.
+    """
+    races = [run["seconds"] for run in runs if (run["measure"], run["batch"]) == (measure, batch) and "seconds" in run]
+    if not races:
+        known = ", ".join(sorted({f"{run['measure']} of {run['batch']}" for run in runs if "seconds" in run}))
+        raise ValueError(f"measure: got {measure!r} of {batch}, and the races were {known}")
+    return {name: [second for one in races for second in one[name]] for name in races[0]}
+
+
+def memory_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Give the bytes that training adds, by way: the median of what was measured, and what ``account`` says."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if run["measure"] == "memory":
+            found.setdefault(run["way"], []).append(run)
+    return {
+        way: (statistics.median(run["measured"] for run in some), some[0]["predicted"]) for way, some in found.items()
+    }
 
 
 def served(base: nn.Module, name: str) -> nn.Module:

@@ -7,6 +7,7 @@ each at the learning rate that served it best on the validation sentences. They 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,21 @@ WAYS = (
     "lora-qv-1",
     "lora-qv-8",
 )
+
+
+def by_way(runs: Sequence[Mapping[str, Any]], figure: str = "score") -> dict[str, list[float]]:
+    """Give one figure of each way, a number a seed, the seeds in the same order for all.
+
+    Raises:
+        ValueError: the ways do not have the same seeds.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        found.setdefault(run["way"], {})[run["seed"]] = run[figure]
+    seeds = {way: sorted(some) for way, some in found.items()}
+    if len({tuple(some) for some in seeds.values()}) > 1:
+        raise ValueError(f"runs: the ways must have the same seeds, got {seeds}")
+    return {way: [some[seed] for seed in seeds[way]] for way, some in found.items()}
 
 
 def bytes_stored(model: nn.Module) -> int:
