@@ -97,7 +97,7 @@ class TestWays:
         assert learning_rate("subspace-10") == pytest.approx(10)
         assert learning_rate("subspace-3162") == pytest.approx(0.1 * 0.5**0.5, rel=1e-3)
 
-    @pytest.mark.parametrize("name", ["learning-rates", "learning-rates-subspace"])
+    @pytest.mark.parametrize("name", ["learning-rates", "learning-rates-subspace", "learning-rates-rivals"])
     def test_the_rates_in_use_are_the_best_of_the_stored_search(self, name):
         found = best_rates(load_result(name)["runs"])
         assert {way: LEARNING_RATES[way] for way in found} == found

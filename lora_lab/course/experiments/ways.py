@@ -15,10 +15,16 @@ ALL_LAYERS = ("query", "key", "value", "dense")  # the 36 matrices of MiniLM's b
 QUERY_AND_VALUE = ("query", "value")
 MOVED = ("encoder.layer", "classifier")  # what a subspace moves: 10.6 of MiniLM's 22.6 million weights, no embeddings
 
-# The best of each row of data/results/learning-rates.json, by its score on the validation sentences.
+# The best of data/results/learning-rates*.json, by the score on the validation sentences.
 LEARNING_RATES = {
     "full": 2e-4,
     "head": 1e-2,
+    "bitfit": 3e-3,
+    "bottleneck-4": 3e-3,
+    "bottleneck-16": 3e-3,
+    "bottleneck-64": 1e-3,
+    "lora-qv-1": 3e-3,
+    "lora-qv-8": 1e-3,
     "lora-1": 3e-3,
     "lora-2": 1e-3,
     "lora-4": 1e-3,
@@ -39,7 +45,8 @@ RATES_TRIED = {
     "full": (1e-4, 2e-4, 4e-4),
     "head": (3e-3, 1e-2, 3e-2),
     "bitfit": (1e-3, 3e-3, 1e-2),
-    "bottleneck": (3e-4, 1e-3, 3e-3),
+    "bottleneck": (3e-4, 1e-3, 3e-3, 1e-2),
+    "lora-qv-1": (3e-4, 1e-3, 3e-3, 1e-2),
     "lora": (3e-4, 1e-3, 3e-3),
 }
 
