@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_lab.course.figures import BLACK, COLOURS, GREEN, GREY, LINE_STYLES, MARKERS, canvas
+from lora_lab.course.figures import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,7 +102,7 @@ def scores_figure(
         ax.plot(at, [np.mean(by_rank[rank]) for rank in own], linestyle=LINE_STYLES[i], label=name, **look)
         for x, rank in zip(at, own, strict=True):
             ax.plot([x] * len(by_rank[rank]), by_rank[rank], linestyle="", alpha=0.45, markersize=5, **look)
-    styles = ((GREEN, "-."), (GREY, ":"), (BLACK, "--"))
+    styles = ((BLACK, "-."), (GREY, ":"), (GREY, "--"))
     for (name, values), (colour, style) in zip(levels.items(), styles, strict=False):
         if len(values) > 1:
             ax.axhspan(min(values), max(values), color=colour, alpha=0.12, linewidth=0)

@@ -141,3 +141,16 @@ def test_cut_scores_are_those_of_weights_put_together_by_hand(base, tuned, digit
 def test_scores_do_not_fall_far_as_the_rank_rises(base, tuned, digits):
     scores = digit_updates.cut_scores(base, tuned, digit_updates.turned(digits.test), (0, 4, 16, 256))
     assert all(higher > lower - 0.1 for lower, higher in pairwise(scores.values()))
+
+
+def test_a_head_trained_anew_on_a_cut_is_trained_on_just_that_cut(base, tuned, digits):
+    test, some = digit_updates.turned(digits.test), digit_updates.task(digits, size=100, seed=0)
+    scores = digit_updates.cut_scores(base, tuned, test, (0, 2), task=some, seed=3)
+    by_hand = copy.deepcopy(base)
+    assert scores[0] == digit_updates.share_right(digit_updates.learned(by_hand, some, "head", seed=3), test)
+    for layer in digit_updates.LAYERS:
+        weight = by_hand.get_submodule(layer).weight
+        U, s, Vt = np.linalg.svd(digit_updates.change(base, tuned, layer))
+        weight.data += torch.tensor((U[:, :2] * s[:2]) @ Vt[:2], dtype=torch.float32)
+    expected = digit_updates.share_right(digit_updates.learned(by_hand, some, "head", seed=3), test)
+    assert scores[2] == pytest.approx(expected, abs=2 / len(test))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -180,7 +181,13 @@ class TestUpdateRank:
     def test_the_plan(self, ranks):
         assert [(run["method"], run["rank"], run["seed"]) for run in ranks[0]] == [
             (method, rank, seed)
-            for method, rank in (("full", None), ("LoRA", 1), ("LoRA", 8), ("LoRA", 64), ("directions", None))
+            for method, rank in (
+                ("full", None),
+                ("head", None),
+                *(("LoRA", rank) for rank in (1, 8, 64)),
+                *(("cut", rank) for rank in (1, 8, 64)),
+                ("directions", None),
+            )
             for seed in (0, 1)
         ]
 
@@ -235,12 +242,33 @@ class TestUpdateRank:
         assert np.allclose(rank_module.truncated(svds, 9)["one"].dense(), matrix)
 
     def test_lora_changes_the_weights_by_what_its_factors_multiply_to(self, ranks, shared):
-        for run in ranks[0][2:8]:
+        for run in ranks[0][4:10]:
             for name, change in run["change"].items():
                 update = np.asarray(ranks[1].updates["LoRA", run["rank"], run["seed"]][name])
                 assert np.linalg.matrix_rank(update) <= run["rank"]
                 base = shared.pretrained.get_submodule(name).weight.detach().numpy()
                 assert change == pytest.approx(np.linalg.norm(update) / np.linalg.norm(base), abs=1e-4)
+
+    def test_the_head_alone_changes_no_matrix(self, ranks, shared):
+        for run in ranks[0][2:4]:
+            assert "change" not in run
+            assert run["trainable"] == 2 * WIDE["hidden_size"] + 2
+            some = shared.reviews.subset(16, seed=run["seed"])
+            rate = learning_rate("head")
+            model, _ = learned(shared, configuration("head"), some, learning_rate=rate, epochs=2, seed=run["seed"])
+            assert run["score"] == score(shared, model)
+
+    def test_a_cut_update_gets_a_head_of_its_own(self, ranks, shared):
+        run = next(run for run in ranks[0] if run["method"] == "cut" and run["rank"] == 8)
+        body = copy.deepcopy(shared.pretrained)
+        for name, update in ranks[1].updates["full", None, 0].items():
+            U, s, Vt = np.linalg.svd(update)
+            body.get_submodule(name).weight.data += torch.tensor((U[:, :8] * s[:8]) @ Vt[:8], dtype=torch.float32)
+        some, rate = shared.reviews.subset(16, seed=0), learning_rate("head")
+        own = replace(shared, pretrained=body)
+        model, _ = learned(own, configuration("head"), some, learning_rate=rate, epochs=2, seed=0)
+        assert run["score"] == score(shared, model)
+        assert run["trainable"] == 2 * WIDE["hidden_size"] + 2
 
     def test_directions_are_compared_as_they_are_named(self, ranks):
         similarity = ranks[0][-2]["similarity"]

@@ -174,12 +174,28 @@ def change(base: nn.Sequential, tuned: nn.Sequential, layer: str) -> NDArray[np.
     return delta
 
 
-def cut_scores(base: nn.Sequential, tuned: nn.Sequential, digits: DigitSet, ranks: Sequence[int]) -> dict[int, float]:
-    """Give the share of right answers at each rank: of the base with the tuned head and every ΔW cut to the rank.
+def cut_scores(
+    base: nn.Sequential,
+    tuned: nn.Sequential,
+    digits: DigitSet,
+    ranks: Sequence[int],
+    *,
+    task: DigitSet | None = None,
+    seed: int = 0,
+) -> dict[int, float]:
+    """Give the share of right answers at each rank, of the base with every ΔW cut to the rank.
 
     At rank 0 nothing of ΔW is left. A rank above that of a layer keeps all of its ΔW. Biases are as in the base.
+
+    Args:
+        base: the network before.
+        tuned: the network after.
+        digits: what is to be read.
+        ranks: the ranks to cut at.
+        task: digits on which the base's head is trained anew for each cut; None takes the tuned head.
+        seed: decides the order of those digits.
     """
-    from lora_lab.lora import attach_updates
+    from lora_lab.lora import attach_updates, fold
     from lora_lab.lowrank import LowRank
 
     changes = {layer: change(base, tuned, layer) for layer in LAYERS}
@@ -187,7 +203,12 @@ def cut_scores(base: nn.Sequential, tuned: nn.Sequential, digits: DigitSet, rank
     scores = {}
     for rank in ranks:
         model = copy.deepcopy(base)
-        model.get_submodule(HEAD[0]).load_state_dict(tuned.get_submodule(HEAD[0]).state_dict())
-        cut = {layer: LowRank(svd.left[:, :rank], svd.right[:rank]) for layer, svd in svds.items()}
-        scores[rank] = share_right(attach_updates(model, cut, balanced=False) if rank else model, digits)
+        if rank:
+            cut = {layer: LowRank(svd.left[:, :rank], svd.right[:rank]) for layer, svd in svds.items()}
+            fold(attach_updates(model, cut, balanced=False))
+        if task is None:
+            model.get_submodule(HEAD[0]).load_state_dict(tuned.get_submodule(HEAD[0]).state_dict())
+        else:
+            model = learned(model, task, "head", seed=seed)
+        scores[rank] = share_right(model, digits)
     return scores

@@ -1,14 +1,16 @@
 """The experiment of notebook 06: is what full fine-tuning changes of low rank, and what does each rank reach?
 
 An encoder learns to tell praise from pan. Full fine-tuning gives an update ΔW = W_tuned − W for each of the 36 matrices
-in its layers: its error curve is stored, and its score when every ΔW is cut to rank r. LoRA of rank r on the same 36
-matrices stands beside it. The last runs compare directions, as section 7 of Hu et al. (2021) does.
+in its layers: its error curve is stored, and its score when every ΔW is cut to rank r, with the tuned head and with a
+head trained anew. LoRA of rank r on the same 36 matrices stands beside it, and the head trained alone. The last runs
+compare directions, as section 7 of Hu et al. (2021) does.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,7 +56,7 @@ def full_updates(base: MeanPooledClassifier, tuned: MeanPooledClassifier) -> dic
 
 
 def with_updates(base: MeanPooledClassifier, tuned: MeanPooledClassifier, updates: Updates) -> MeanPooledClassifier:
-    """Give the base with the tuned head and with these updates added to its weights; all else is as in the base."""
+    """Give the base with the head of ``tuned`` and these updates added to its weights; all else is as in the base."""
     import torch
 
     model = copy.deepcopy(base)
@@ -76,10 +78,11 @@ def truncated(svds: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
 
 
 def _plan(options: Options) -> list[Run]:
-    """Give the full fine-tunes, LoRA at each rank, then the comparisons of directions; each with every seed."""
+    """Give full fine-tuning, the head alone, LoRA and the cut update at each rank, then the directions; by seed."""
     seeds = sorted(options["seeds"])
-    plan: list[Run] = [{"method": "full", "rank": None, "seed": seed} for seed in seeds]
-    plan += [{"method": "LoRA", "rank": rank, "seed": seed} for rank in sorted(options["ranks"]) for seed in seeds]
+    plan: list[Run] = [{"method": method, "rank": None, "seed": seed} for method in ("full", "head") for seed in seeds]
+    for method in ("LoRA", "cut"):
+        plan += [{"method": method, "rank": rank, "seed": seed} for rank in sorted(options["ranks"]) for seed in seeds]
     if set(COMPARED) <= set(options["ranks"]):
         plan += [{"method": "directions", "rank": None, "seed": seed} for seed in seeds]
     return plan
@@ -98,9 +101,13 @@ def _measure(kept: _Materials, options: Options, settings: Run, progress: bool) 
     """Measure one run: a training, or a comparison of the directions that trainings found."""
     if settings["method"] == "directions":
         return _directions(kept, options, settings["seed"])
+    if settings["method"] == "cut":
+        return _cut(kept, options, settings["rank"], settings["seed"])
     model, figures = _trained(kept, options, **settings)
     shared, updates = kept.shared, kept.updates[settings["method"], settings["rank"], settings["seed"]]
-    figures |= {"score": score(shared, model), "change": _changes(shared, updates)}
+    figures["score"] = score(shared, model)
+    if updates:
+        figures["change"] = _changes(shared, updates)
     if settings["method"] == "full":
         svds = {name: LowRank.from_svd(update, min(update.shape)) for name, update in updates.items()}
         figures["truncated"] = {
@@ -117,7 +124,7 @@ def _trained(
     """Train in one way, keep the updates, and give the model with what is to be said of its training."""
     from lora_lab.lora import updates
 
-    shared, way = kept.shared, "full" if rank is None else f"lora-{rank}"
+    shared, way = kept.shared, method if rank is None else f"lora-{rank}"
     model, history = learned(
         shared,
         configuration(way),
@@ -126,9 +133,30 @@ def _trained(
         epochs=options["epochs"],
         seed=seed,
     )
-    found: dict[str, Any] = full_updates(shared.pretrained, model) if rank is None else dict(updates(model))
+    found: dict[str, Any] = {}
+    if method == "full":
+        found = full_updates(shared.pretrained, model)
+    elif method == "LoRA":
+        found = dict(updates(model))
     kept.updates[method, rank, seed] = found
     return model, {"trainable": trainable(model), **training_figures(history)}
+
+
+def _cut(kept: _Materials, options: Options, rank: int, seed: int) -> Run:
+    """Cut the updates of full fine-tuning to a rank, train a new head on what that gives, and score it."""
+    if ("full", None, seed) not in kept.updates:
+        _trained(kept, options, "full", None, seed)
+    base, updates = kept.shared.pretrained, kept.updates["full", None, seed]
+    cut = {name: LowRank.from_svd(update, min(rank, *update.shape)) for name, update in updates.items()}
+    model, history = learned(
+        replace(kept.shared, pretrained=with_updates(base, base, cut)),
+        configuration("head"),
+        kept.shared.reviews.subset(options["examples"], seed=seed),
+        learning_rate=learning_rate("head"),
+        epochs=options["epochs"],
+        seed=seed,
+    )
+    return {"trainable": trainable(model), **training_figures(history), "score": score(kept.shared, model)}
 
 
 def _changes(shared: Materials, updates: Mapping[str, Any]) -> dict[str, float]:
