@@ -13,37 +13,16 @@ from lora_lab.course.experiments import EXPERIMENTS, load_result, perform
 from lora_lab.course.experiments import update_rank as rank_module
 from lora_lab.course.experiments.learning_rates import best_rates
 from lora_lab.course.experiments.random_subspace import dimension_found
-from lora_lab.course.experiments.short_reviews import Materials, learned, score
+from lora_lab.course.experiments.short_reviews import learned, score
 from lora_lab.course.experiments.training_examples import epochs_for
 from lora_lab.course.experiments.ways import LEARNING_RATES, configuration, learning_rate, rates_tried
-from lora_lab.finetune import Reviews, predict, untrained_encoder
+from lora_lab.finetune import predict
 from lora_lab.lora import BottleneckConfig, LoRAConfig, SubspaceConfig, lora_layers, subspace_similarity
 from lora_lab.lowrank import LowRank
-from tests.finetune.conftest import tokenizer  # noqa: F401 (pytest finds the fixture by its name)
+from tests.course.conftest import WIDE
 from tests.finetune.test_classification import examples
-from tests.finetune.test_encoder import tiny_config
 
-WIDE = {"hidden_size": 64, "intermediate_size": 72, "num_hidden_layers": 1}  # wide enough for the rank 64
-
-
-@pytest.fixture(scope="module")
-def shared(tokenizer):  # noqa: F811
-    """Small encoders that learn which of two letters a text is made of."""
-    letters = copy.deepcopy(tokenizer)
-    letters.pad_token = "<|endoftext|>"
-    encoders = [untrained_encoder(tiny_config(initializer_range=0.2, **WIDE), seed=seed) for seed in (0, 1)]
-    splits = Reviews(*(tuple(examples(40, seed)) for seed in range(3)), duplicates=0)
-    return Materials(*encoders, letters, splits, None)
-
-
-@pytest.fixture(autouse=True)
-def untouched(shared):
-    """Every experiment leaves its materials as it found them."""
-    before = {name: value.clone() for name, value in shared.pretrained.state_dict().items()}
-    yield
-    after = shared.pretrained.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 def weights(model):

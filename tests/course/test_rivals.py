@@ -13,34 +13,13 @@ from safetensors.torch import load_file, save_file
 from lora_lab.course.experiments import EXPERIMENTS, perform, rival_costs, rivals, ways
 from lora_lab.course.experiments.rival_costs import against, race, served
 from lora_lab.course.experiments.short_reviews import Materials, learned, score
-from lora_lab.finetune import Reviews, untrained_encoder
+from lora_lab.finetune import untrained_encoder
 from lora_lab.lora import attach, lora_layers
-from tests.finetune.conftest import tokenizer  # noqa: F401 (pytest finds the fixture by its name)
-from tests.finetune.test_classification import examples
+from tests.course.conftest import WIDE
 from tests.finetune.test_encoder import tiny_config
 
-WIDE = {"hidden_size": 64, "intermediate_size": 72, "num_hidden_layers": 1}  # wide enough for the rank 64
+pytestmark = pytest.mark.usefixtures("untouched")
 IDS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
-
-
-@pytest.fixture(scope="module")
-def shared(tokenizer):  # noqa: F811
-    """Small encoders that learn which of two letters a text is made of."""
-    letters = copy.deepcopy(tokenizer)
-    letters.pad_token = "<|endoftext|>"
-    encoders = [untrained_encoder(tiny_config(initializer_range=0.2, **WIDE), seed=seed) for seed in (0, 1)]
-    splits = Reviews(*(tuple(examples(40, seed)) for seed in range(3)), duplicates=0)
-    return Materials(*encoders, letters, splits, None)
-
-
-@pytest.fixture(autouse=True)
-def untouched(shared):
-    """Every experiment leaves its materials as it found them."""
-    before = {name: value.clone() for name, value in shared.pretrained.state_dict().items()}
-    yield
-    after = shared.pretrained.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 class TestRivals:

@@ -10,21 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.course.experiments.experiment import Experiment, Option, Options, Run
-from lora_lab.course.experiments.short_reviews import (
-    Materials,
-    conditions,
-    learned,
-    materials,
-    score,
-    trainable,
-    training_figures,
-)
-from lora_lab.course.experiments.ways import configuration, learning_rate
+from lora_lab.course.experiments.short_reviews import Materials, conditions, judged, materials
 
 if TYPE_CHECKING:
     from lora_lab.lora import IntrinsicDimension
-
-SHOWN = 512  # training sentences that are scored after the training
 
 
 def dimension_found(
@@ -77,23 +66,14 @@ def _plan(options: Options) -> list[Run]:
 def _measure(shared: Materials, options: Options, settings: Run, progress: bool) -> Run:
     """Train once, and score the test sentences and those it learned from."""
     dimension, seed = settings["dimension"], settings["seed"]
-    way = "full" if dimension is None else f"subspace-{dimension}"
-    examples = shared.reviews.subset(options["examples"], seed=seed)
-    model, history = learned(
+    return judged(
         shared,
-        configuration(way, seed=seed),
-        examples,
-        learning_rate=learning_rate(way),
+        "full" if dimension is None else f"subspace-{dimension}",
+        shared.reviews.subset(options["examples"], seed=seed),
         epochs=options["epochs"],
         seed=seed,
         pretrained=settings["pretrained"],
     )
-    return {
-        "trainable": trainable(model),
-        **training_figures(history),
-        "score": score(shared, model),
-        "training score": score(shared, model, examples[:SHOWN]),
-    }
 
 
 EXPERIMENT = Experiment(

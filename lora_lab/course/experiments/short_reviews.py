@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.course.experiments.experiment import Options
+from lora_lab.course.experiments.experiment import Options, Run
+from lora_lab.course.experiments.ways import configuration, learning_rate
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKENS = 32  # the longest sentence, special tokens included
 BATCH_SIZE = 16
+SHOWN = 512  # training sentences that are scored after a training, at most
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,32 @@ def score(shared: Materials, model: MeanPooledClassifier, examples: Sequence[Lab
 
     asked = shared.reviews.test if examples is None else examples
     return accuracy(model, shared.tokenizer, asked, precision=shared.precision)
+
+
+def judged(
+    shared: Materials, way: str, examples: Sequence[Labelled], *, epochs: int, seed: int, pretrained: bool = True
+) -> Run:
+    """Train in a way at the learning rate that served it best, and give what a stored run says of it.
+
+    Returns:
+        "trainable", the figures of the training, "score" on the test sentences, and "training score" on those it
+        learned from, the first 512 at most.
+    """
+    model, history = learned(
+        shared,
+        configuration(way, seed=seed),
+        examples,
+        learning_rate=learning_rate(way),
+        epochs=epochs,
+        seed=seed,
+        pretrained=pretrained,
+    )
+    return {
+        "trainable": trainable(model),
+        **training_figures(history),
+        "score": score(shared, model),
+        "training score": score(shared, model, examples[:SHOWN]),
+    }
 
 
 def training_figures(history: History) -> dict[str, Any]:

@@ -9,18 +9,7 @@ from __future__ import annotations
 import math
 
 from lora_lab.course.experiments.experiment import Experiment, Option, Options, Run
-from lora_lab.course.experiments.short_reviews import (
-    Materials,
-    conditions,
-    learned,
-    materials,
-    score,
-    trainable,
-    training_figures,
-)
-from lora_lab.course.experiments.ways import configuration, learning_rate
-
-SHOWN = 512  # training sentences that are scored after the training, at most
+from lora_lab.course.experiments.short_reviews import Materials, conditions, judged, materials
 
 
 def epochs_for(size: int, options: Options) -> int:
@@ -41,23 +30,15 @@ def _plan(options: Options) -> list[Run]:
 
 def _measure(shared: Materials, options: Options, settings: Run, progress: bool) -> Run:
     """Train once, and score the test sentences and those it learned from."""
-    way, size, seed = settings["way"], settings["examples"], settings["seed"]
-    examples = shared.reviews.subset(size, seed=seed)
-    model, history = learned(
+    size, seed = settings["examples"], settings["seed"]
+    return judged(
         shared,
-        configuration(way, seed=seed),
-        examples,
-        learning_rate=learning_rate(way),
+        settings["way"],
+        shared.reviews.subset(size, seed=seed),
         epochs=epochs_for(size, options),
         seed=seed,
         pretrained=settings["pretrained"],
     )
-    return {
-        "trainable": trainable(model),
-        **training_figures(history),
-        "score": score(shared, model),
-        "training score": score(shared, model, examples[:SHOWN]),
-    }
 
 
 EXPERIMENT = Experiment(
