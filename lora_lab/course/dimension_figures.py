@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lora_lab.course.figures import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, VERMILLION, canvas
+from lora_lab.course.figures import BLACK, COLOURS, LINE_STYLES, MARKERS, VERMILLION, canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,6 @@ def scores_figure(
     xlabel: str,
     ylabel: str = "right answers",
     levels: Mapping[str, float | Sequence[float]] | None = None,
-    remarks: Mapping[int, str] | None = None,
 ) -> Figure:
     """Draw scores against a number on a logarithmic axis: every seed as a faint point, the mean of each as a line.
 
@@ -60,7 +59,6 @@ def scores_figure(
             seeds.
         xlabel, ylabel: What the axes say.
         levels: Scores to compare with, one for all panels or one for each, drawn as flat lines.
-        remarks: Words to write under the upper edge at a number, such as what a point stands for.
 
     Raises:
         ValueError: If there is no panel, a series is empty, or a level has not one score for each panel.
@@ -84,20 +82,6 @@ def scores_figure(
             if len(each) != len(panels):
                 raise ValueError(f"levels must have one score or {len(panels)}, got {len(each)} for {name!r}")
             handles[name] = ax.axhline(each[place], color=BLACK, linestyle=style, linewidth=1.2, marker="")
-        for number, words in (remarks or {}).items():
-            ax.axvline(number, color=GREY, linestyle=":", linewidth=1, marker="")
-            ax.annotate(
-                words,
-                (number, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(-3, -4),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                va="top",
-                fontsize=9,
-                color=GREY,
-            )
         ax.set(title=title, xlabel=xlabel, xscale="log")
     axes[0, 0].set_ylabel(ylabel)
     fig.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)

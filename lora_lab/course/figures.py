@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLACK = "#000000"
@@ -85,6 +86,13 @@ def canvas(
     matplotlib.style.use({**STYLE, "axes.prop_cycle": cycle})
     fig = Figure(figsize=(width, height), layout="constrained")
     return fig, fig.subplots(rows, columns, **options)
+
+
+def write_in_cell(ax: Axes, colour: tuple[float, float, float, float], x: float, y: float, text: str) -> None:
+    """Write ``text`` at (x, y) of a map, in black or white, whichever is easier to read on the cell's RGBA colour."""
+    red, green, blue, _ = colour
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
+    ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=9)
 
 
 def png_bytes(fig: Figure) -> bytes:

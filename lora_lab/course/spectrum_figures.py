@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_lab.course.figures import BLACK, BLUE, GREY, VERMILLION, canvas
+from lora_lab.course.figures import BLACK, BLUE, GREY, VERMILLION, canvas, write_in_cell
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 8.4  # inches on the screen
@@ -173,7 +172,7 @@ def layers_figure(errors: Mapping[str, ArrayLike], layers: Sequence[int], noise:
     mesh = ax.pcolormesh(np.ma.masked_invalid(table), vmin=0, vmax=np.nanmax(table), edgecolor="white", linewidth=0.8)
     for (row, column), error in np.ndenumerate(table):
         if not np.isnan(error):
-            _write(ax, mesh.cmap(mesh.norm(error)), column + 0.5, row + 0.5, f"{100 * error:.0f}")
+            write_in_cell(ax, mesh.cmap(mesh.norm(error)), column + 0.5, row + 0.5, f"{100 * error:.0f}")
     places = [column + 0.5 for column in range(columns) if column != len(layers)]
     ax.set_xticks(places, [*map(str, layers), "noise"])
     ax.set_yticks(np.arange(kinds) + 0.5, list(errors))
@@ -182,13 +181,6 @@ def layers_figure(errors: Mapping[str, ArrayLike], layers: Sequence[int], noise:
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return fig
-
-
-def _write(ax: Axes, colour: tuple[float, float, float, float], x: float, y: float, text: str) -> None:
-    """Write into a coloured cell, in black or white, whichever is easier to read."""
-    red, green, blue, _ = colour
-    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
-    ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=9)
 
 
 def _every(x: np.ndarray, distance: float) -> list[int]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lora_lab.course.figures import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
+from lora_lab.course.figures import BLACK, COLOURS, GREY, LINE_STYLES, MARKERS, canvas, write_in_cell
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 8.4  # inches on the screen
@@ -65,7 +64,7 @@ def ranks_figure(ranks: Mapping[str, ArrayLike], noise: Mapping[str, float]) -> 
     mesh = ax.pcolormesh(np.ma.masked_invalid(table), vmin=0, edgecolor="white", linewidth=0.8)
     for (row, column), rank in np.ndenumerate(table):
         if not np.isnan(rank):
-            _write(ax, mesh.cmap(mesh.norm(rank)), column + 0.5, row + 0.5, f"{rank:.0f}")
+            write_in_cell(ax, mesh.cmap(mesh.norm(rank)), column + 0.5, row + 0.5, f"{rank:.0f}")
     places = [column + 0.5 for column in range(columns) if column != columns - 2]
     ax.set_xticks(places, [*map(str, range(1, columns - 1)), "noise"])
     ax.set_yticks(np.arange(kinds) + 0.5, list(ranks))
@@ -135,7 +134,7 @@ def directions_figure(grids: Mapping[str, ArrayLike], labels: Mapping[str, tuple
     for ax, (title, table) in zip(axes.flat, tables.items(), strict=False):
         mesh = ax.pcolormesh(table, vmin=0, vmax=1, edgecolor="white", linewidth=0.6)
         for (i, j), similarity in np.ndenumerate(table):
-            _write(ax, mesh.cmap(mesh.norm(similarity)), j + 0.5, i + 0.5, f"{similarity:.2f}")
+            write_in_cell(ax, mesh.cmap(mesh.norm(similarity)), j + 0.5, i + 0.5, f"{similarity:.2f}")
         ax.set_xticks(np.arange(table.shape[1]) + 0.5, [str(2**j) for j in range(table.shape[1])])
         ax.set_yticks(np.arange(table.shape[0]) + 0.5, [str(2**i) for i in range(table.shape[0])])
         down, across = labels[title]
@@ -145,13 +144,6 @@ def directions_figure(grids: Mapping[str, ArrayLike], labels: Mapping[str, tuple
         ax.grid(False)
         ax.spines[:].set_visible(False)
     return fig
-
-
-def _write(ax: Axes, colour: tuple[float, float, float, float], x: float, y: float, text: str) -> None:
-    """Write into a coloured cell, in black or white, whichever is easier to read."""
-    red, green, blue, _ = colour
-    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"  # luma, ITU-R BT.601
-    ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=9)
 
 
 def _spread(ranks: np.ndarray) -> list[int]:

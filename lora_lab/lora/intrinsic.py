@@ -124,17 +124,19 @@ def intrinsic_dimension(
             were measured at those and no others.
 
     Raises:
-        TypeError: score is not a function, a number is not one.
+        TypeError: score is not a function, a number is not one; neither ``largest`` nor ``grid`` is given, or both, or
+            ``smallest`` or ``steps_per_decade`` beside ``grid``.
         ValueError: full_score is not above the baseline, so that there is nothing to explain; share or a dimension is
-            out of its range; there are no seeds, or one twice; a score is NaN or infinite.
+            out of its range; ``grid`` has fewer than two dimensions, or they do not rise; there are no seeds, or one
+            twice; a score is NaN or infinite.
 
     Source: Li et al. (2018), section 2; Aghajanyan, Gupta and Zettlemoyer (2021), section 3.
     """
     if not callable(score):
         raise TypeError(f"score must be a function of a dimension and a seed, got {score!r}")
     threshold = _threshold(full_score, baseline, share)
-    if (grid is None) == (largest is None):
-        raise TypeError("give either largest, and the search makes its own grid, or grid")
+    if (grid is None) == (largest is None) or (grid is not None and (smallest, steps_per_decade) != (1, 10)):
+        raise TypeError("give either largest, with smallest and steps_per_decade if you like, or grid alone")
     grid = _grid(smallest, largest, steps_per_decade) if grid is None else _given(grid)
     if isinstance(seeds, str) or not all(isinstance(seed, Integral) for seed in seeds):
         raise TypeError(f"seeds must be whole numbers, got {seeds!r}")

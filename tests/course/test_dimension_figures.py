@@ -73,16 +73,10 @@ def test_nothing_to_draw_is_refused(panels):
         dimension_figures.scores_figure(panels, xlabel="d")
 
 
-def test_remarks_stand_at_their_numbers():
-    fig = dimension_figures.scores_figure({"": PANELS["test"]}, xlabel="d", remarks={30: "the head"})
-    [words] = fig.axes[0].texts
-    assert (words.get_text(), words.xy[0]) == ("the head", 30)
-
-
 def test_figures_can_be_drawn_without_a_warning(recwarn):
     for fig in (
         dimension_figures.cliff_figure(LOSSES, 4),
-        dimension_figures.scores_figure(PANELS, xlabel="d", levels={"guessing": 0.5}, remarks={30: "the head"}),
+        dimension_figures.scores_figure(PANELS, xlabel="d", levels={"guessing": 0.5}),
     ):
         assert png_bytes(fig).startswith(b"\x89PNG")
     assert not recwarn.list

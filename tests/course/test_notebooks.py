@@ -155,12 +155,7 @@ def test_error_carries_the_same_line(write):
 def test_control_c_stops_the_run_and_its_kernel(write, tmp_path, moment):
     path = write("00_a.ipynb", "import pathlib, time\npathlib.Path('there').touch()\ntime.sleep(60)")
     arguments = ["run", str(path), "--output", str(tmp_path / "pages")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lora_lab", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Control-C
-    )
+    process = subprocess.Popen([sys.executable, "-m", "lora_lab", *arguments], stderr=subprocess.PIPE, text=True)
     while not (kernels := psutil.Process(process.pid).children()) or (
         moment == "in a cell" and not (tmp_path / "there").exists()
     ):

@@ -902,9 +902,22 @@ class TestIntrinsicDimension:
         assert at(baseline=0.5) == pytest.approx(0.86)  # 90 % of the way
         assert at(baseline=0.5, share=0.5) == pytest.approx(0.7)
 
+    def test_a_given_grid_is_the_one_that_is_searched(self):
+        grid = (3, 10, 40, 41, 500)
+        found = intrinsic_dimension(lambda d, _: float(d >= 40), 1.0, grid=grid, seeds=(0,))
+        assert (found.value, found.interval) == (40, (10, 40))
+        assert {dimension for dimension, _ in found.scores} <= set(grid)
+
     @pytest.mark.parametrize(
         ("options", "error", "match"),
         [
+            ({"largest": None}, TypeError, "give either largest, .* or grid alone"),
+            ({"grid": (1, 2)}, TypeError, "or grid alone"),
+            ({"largest": None, "grid": (1, 2), "smallest": 2}, TypeError, "or grid alone"),
+            ({"largest": None, "grid": (1, 2), "steps_per_decade": 3}, TypeError, "or grid alone"),
+            ({"largest": None, "grid": (1,)}, ValueError, r"grid must have two dimensions at least, .* got \[1\]"),
+            ({"largest": None, "grid": (1, 3, 3)}, ValueError, "each larger than the one before"),
+            ({"largest": None, "grid": (0, 3)}, ValueError, "grid must be at least 1"),
             ({"score": 3}, TypeError, "score must be a function .* got 3"),
             ({"full_score": math.nan}, ValueError, "full_score must be finite"),
             ({"full_score": "1"}, TypeError, "full_score must be a number, got '1'"),

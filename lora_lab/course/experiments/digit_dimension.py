@@ -149,7 +149,7 @@ def _plan(options: Options) -> list[Run]:
 
 def _measure(shared: DigitMaterials, options: Options, settings: Run, progress: bool) -> Run:
     """Train once, and score the test digits and those it learned from."""
-    from lora_lab.lora import FullConfig, SubspaceConfig, attach
+    from lora_lab.lora import FullConfig, SubspaceConfig, account, attach
 
     dimension, seed = settings["dimension"], settings["seed"]
     model = copy.deepcopy(shared.starts[settings["start"]])
@@ -165,7 +165,7 @@ def _measure(shared: DigitMaterials, options: Options, settings: Run, progress: 
         batch=BATCH_SIZE,
     )
     return {
-        "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "trainable": account(model).trainable,
         "score": share_right(model, test.images, test.labels % 2),
         "training score": share_right(model, train.images, train.labels % 2),
     }

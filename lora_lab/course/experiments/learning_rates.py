@@ -16,7 +16,6 @@ from lora_lab.course.experiments.short_reviews import (
     learned,
     materials,
     score,
-    trainable,
     training_figures,
 )
 from lora_lab.course.experiments.ways import configuration, rates_tried
@@ -46,6 +45,8 @@ def _plan(options: Options) -> list[Run]:
 
 def _measure(shared: Materials, options: Options, settings: Run, progress: bool) -> Run:
     """Train in one way at one rate, and score the validation sentences."""
+    from lora_lab.lora import account
+
     model, history = learned(
         shared,
         configuration(settings["way"], seed=settings["seed"]),
@@ -55,7 +56,7 @@ def _measure(shared: Materials, options: Options, settings: Run, progress: bool)
         seed=settings["seed"],
     )
     return {
-        "trainable": trainable(model),
+        "trainable": account(model).trainable,
         **training_figures(history),
         "validation": score(shared, model, shared.reviews.validation),
     }

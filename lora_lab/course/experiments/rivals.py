@@ -18,7 +18,6 @@ from lora_lab.course.experiments.short_reviews import (
     learned,
     materials,
     score,
-    trainable,
     training_figures,
 )
 from lora_lab.course.experiments.ways import configuration, learning_rate
@@ -97,6 +96,8 @@ def _plan(options: Options) -> list[Run]:
 
 def _measure(shared: Materials, options: Options, settings: Run, progress: bool) -> Run:
     """Train in one way at its own learning rate, score the test sentences, and weigh what is to be kept."""
+    from lora_lab.lora import account
+
     way, seed = settings["way"], settings["seed"]
     rate = learning_rate(way)
     model, history = learned(
@@ -109,7 +110,7 @@ def _measure(shared: Materials, options: Options, settings: Run, progress: bool)
     )
     figures: dict[str, Any] = {
         "learning_rate": rate,
-        "trainable": trainable(model),
+        "trainable": account(model).trainable,
         "bytes": bytes_stored(model),
         **training_figures(history),
         "score": score(shared, model),

@@ -109,6 +109,8 @@ def judged(
         "trainable", the figures of the training, "score" on the test sentences, and "training score" on those it
         learned from, the first 512 at most.
     """
+    from lora_lab.lora import account
+
     model, history = learned(
         shared,
         configuration(way, seed=seed),
@@ -119,7 +121,7 @@ def judged(
         pretrained=pretrained,
     )
     return {
-        "trainable": trainable(model),
+        "trainable": account(model).trainable,
         **training_figures(history),
         "score": score(shared, model),
         "training score": score(shared, model, examples[:SHOWN]),
@@ -139,11 +141,6 @@ def training_figures(history: History) -> dict[str, Any]:
         "last loss": round(sum(last) / len(last), 5),
         "threads": torch.get_num_threads(),
     }
-
-
-def trainable(model: MeanPooledClassifier) -> int:
-    """Count the numbers that train."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def conditions(shared: Materials) -> dict[str, str]:

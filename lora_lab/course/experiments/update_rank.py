@@ -22,11 +22,10 @@ from lora_lab.course.experiments.short_reviews import (
     learned,
     materials,
     score,
-    trainable,
     training_figures,
 )
 from lora_lab.course.experiments.ways import configuration, learning_rate
-from lora_lab.lowrank import LowRank, choose_rank, numerical_rank, rank_errors, truncated_svd
+from lora_lab.lowrank import LowRank, choose_rank, numerical_rank, rank_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,7 +121,7 @@ def _trained(
     kept: _Materials, options: Options, method: str, rank: int | None, seed: int
 ) -> tuple[MeanPooledClassifier, Run]:
     """Train in one way, keep the updates, and give the model with what is to be said of its training."""
-    from lora_lab.lora import updates
+    from lora_lab.lora import account, updates
 
     shared, way = kept.shared, method if rank is None else f"lora-{rank}"
     model, history = learned(
@@ -139,11 +138,13 @@ def _trained(
     elif method == "LoRA":
         found = dict(updates(model))
     kept.updates[method, rank, seed] = found
-    return model, {"trainable": trainable(model), **training_figures(history)}
+    return model, {"trainable": account(model).trainable, **training_figures(history)}
 
 
 def _cut(kept: _Materials, options: Options, rank: int, seed: int) -> Run:
     """Cut the updates of full fine-tuning to a rank, train a new head on what that gives, and score it."""
+    from lora_lab.lora import account
+
     if ("full", None, seed) not in kept.updates:
         _trained(kept, options, "full", None, seed)
     base, updates = kept.shared.pretrained, kept.updates["full", None, seed]
@@ -156,7 +157,7 @@ def _cut(kept: _Materials, options: Options, rank: int, seed: int) -> Run:
         epochs=options["epochs"],
         seed=seed,
     )
-    return {"trainable": trainable(model), **training_figures(history), "score": score(kept.shared, model)}
+    return {"trainable": account(model).trainable, **training_figures(history), "score": score(kept.shared, model)}
 
 
 def _changes(shared: Materials, updates: Mapping[str, Any]) -> dict[str, float]:
@@ -218,8 +219,7 @@ def _leading(update: Any) -> LowRank:
     """Give an update cut to its 64 leading directions."""
     if isinstance(update, LowRank):
         return update
-    U, s, Vt = truncated_svd(update, min(COMPARED[1], *update.shape))
-    return LowRank(U * s, Vt)
+    return LowRank.from_svd(update, min(COMPARED[1], *update.shape))
 
 
 def _powers(most: int) -> Iterable[int]:
