@@ -245,8 +245,9 @@ class TestUpdateRank:
             body.get_submodule(name).weight.data += torch.tensor((U[:, :8] * s[:8]) @ Vt[:8], dtype=torch.float32)
         some, rate = shared.reviews.subset(16, seed=0), learning_rate("head")
         own = replace(shared, pretrained=body)
-        model, _ = learned(own, configuration("head"), some, learning_rate=rate, epochs=2, seed=0)
+        model, history = learned(own, configuration("head"), some, learning_rate=rate, epochs=2, seed=0)
         assert run["score"] == score(shared, model)
+        assert run["last loss"] == pytest.approx(sum(history.losses) / len(history.losses), abs=1e-5)  # two steps
         assert run["trainable"] == 2 * WIDE["hidden_size"] + 2
 
     def test_directions_are_compared_as_they_are_named(self, ranks):
