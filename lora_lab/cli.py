@@ -71,12 +71,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         _add_experiments(experiment)
 
     bench = commands.add_parser("bench", help="measure the course's functions beside those of other libraries")
-    bench.add_argument("what", choices=["svd"], help="which function: svd is randomized_svd")
-    bench.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="one process for each (%(default)s)")
-    bench.add_argument("--repeats", type=int, default=7, help="runs of each iterative method (%(default)s)")
-    bench.add_argument("--output", metavar="NAME", help="store data/results/NAME.json and figures (default: do not)")
-    bench.add_argument("--quick", action="store_true", help="small matrices, to see that it works")
-    bench.set_defaults(carry_out=_bench)
+    _add_benchmarks(bench)
 
     finetune = commands.add_parser("finetune", help="fine-tune the language model without a notebook")
     if arguments[:1] == ["finetune"]:
@@ -179,7 +174,32 @@ def _experiment(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace) -> int:
+def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
+    """Give ``parser`` a command for each benchmark."""
+    commands = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    svd = commands.add_parser("svd", help="randomized_svd beside NumPy, SciPy, scikit-learn and PyTorch")
+    svd.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="one process for each (%(default)s)")
+    svd.add_argument("--repeats", type=int, default=7, help="runs of each iterative method (%(default)s)")
+    svd.add_argument("--quick", action="store_true", help="small matrices, to see that it works")
+    svd.set_defaults(carry_out=_bench_svd)
+
+    step = commands.add_parser("step", help="a fine-tuning step beside PEFT's, and beside full fine-tuning")
+    step.add_argument("--rounds", type=int, default=5, help="turns of each way (%(default)s)")
+    step.add_argument(
+        "--steps", type=int, default=14, help="steps of a turn, of which two are not counted (%(default)s)"
+    )
+    step.add_argument("--batch", type=int, default=8, help="examples a step (%(default)s)")
+    step.add_argument("--rank", type=int, default=8, help="rank of each update (%(default)s)")
+    step.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="type of the weights (what the device is fast at)"
+    )
+    step.add_argument("--threads", type=int, help="threads of PyTorch (its own choice)")
+    step.set_defaults(carry_out=_bench_step)
+    for command in (svd, step):
+        command.add_argument("--output", metavar="NAME", help="store data/results/NAME.json and figures (do not)")
+
+
+def _bench_svd(options: argparse.Namespace) -> int:
     """Measure, and print a table and what it comes to."""
     from lora_lab.course import benchmarks
 
@@ -187,6 +207,18 @@ def _bench(options: argparse.Namespace) -> int:
     command = shlex.join(["lora-lab", *options.arguments])
     runs = benchmarks.bench_svd(command, **{name: getattr(options, name) for name in names})
     print(benchmarks.table(runs), benchmarks.verdict(runs), sep="\n\n")
+    return 0
+
+
+def _bench_step(options: argparse.Namespace) -> int:
+    """Measure, and print a table and what it comes to."""
+    from lora_lab.course import step_benchmark
+
+    names = ("steps", "batch", "rank", "dtype", "threads")
+    plan = step_benchmark.Plan(**{name: getattr(options, name) for name in names})
+    command = shlex.join(["lora-lab", *options.arguments])
+    runs = step_benchmark.bench_step(command, rounds=options.rounds, plan=plan, output=options.output)
+    print(step_benchmark.table(runs), step_benchmark.verdict(runs), sep="\n\n")
     return 0
 
 

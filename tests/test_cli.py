@@ -233,6 +233,18 @@ class TestBench:
             "output": "mine",
         }
 
+    def test_a_step_is_measured_as_the_options_say(self, monkeypatch, capsys):
+        from lora_lab.course import step_benchmark
+
+        seen = {}
+        monkeypatch.setattr(step_benchmark, "bench_step", lambda command, **options: seen.update(options))
+        monkeypatch.setattr(step_benchmark, "table", lambda runs: "the table")
+        monkeypatch.setattr(step_benchmark, "verdict", lambda runs: "the verdict")
+        assert main(["bench", "step", "--rounds", "2", "--steps", "5", "--threads", "1", "--output", "mine"]) == 0
+        assert capsys.readouterr().out == "the table\n\nthe verdict\n"
+        assert (seen["rounds"], seen["output"]) == (2, "mine")
+        assert seen["plan"] == step_benchmark.Plan(steps=5, threads=1)
+
     def test_a_wrong_number_ends_in_one_line(self, capsys):
         assert main(["bench", "svd", "--repeats", "0"]) == 1
         assert capsys.readouterr().err.startswith("lora-lab: --repeats and --threads take whole numbers from 1")

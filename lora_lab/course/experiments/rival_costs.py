@@ -165,12 +165,10 @@ def rise_of_memory(config: Any, way: str, *, batch: int, tokens: int, threads: i
     attach(model, configuration(way), generator=torch.Generator().manual_seed(seed))
     costs = account(model, batch=batch, tokens=tokens).costs
     assert costs is not None
-    status = Path("/proc/self/status")
-    before = _kilobytes(status, "VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # which sets the peak back to what there is now
+    before = resident_from_here()
     _steps(model, batch=batch, tokens=tokens, seed=seed)
     return {
-        "measured": 1024 * (_kilobytes(status, "VmHWM") - before),
+        "measured": resident_peak() - before,
         "predicted": costs.peak - costs.weights,
         "trained bytes": costs.gradients,
         "activations": costs.activations + costs.logits,
@@ -193,10 +191,29 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _kilobytes(status: Path, name: str) -> int:
-    """Read a line of /proc/self/status, in units of 1,024 bytes."""
-    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])
+def resident_from_here() -> int:
+    """Give the resident set of this process in bytes, and let its peak count from here on. Linux alone can.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # which sets the peak back to what there is now
+    return _resident("VmRSS")
+
+
+def resident_peak() -> int:
+    """Give the peak of the resident set of this process since ``resident_from_here``, in bytes.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    return _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    """Read a line of /proc/self/status, which counts in units of 1,024 bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 def _steps(model: Any, *, batch: int, tokens: int, seed: int) -> None:
