@@ -95,15 +95,16 @@ def minimise(
         model: the network; it is in training mode during the steps, and comes back in the mode it was in.
         loss: gives the mean loss of the examples at some places, a scalar with a gradient.
         count: how many examples there are.
-        settings: the numbers of the run; ``validate_every`` is refused, for nothing is validated here.
+        settings: the numbers of the run; ``validate_every`` and ``patience`` are refused: nothing is validated here.
         progress: show a progress bar.
 
     Returns:
         Loss, learning rate, the gradient's norm before clipping and the seconds of each step.
 
     Raises:
-        ValueError: no examples, nothing to train, LoRA layers that are merged or disabled, ``validate_every``;
-            ``torch.autocast`` around the call, which keeps copies of the weights: open it inside ``loss``.
+        ValueError: no examples, nothing to train, LoRA layers that are merged or disabled, ``validate_every`` or
+            ``patience``; ``torch.autocast`` around the call, which keeps copies of the weights: open it inside
+            ``loss``.
         DivergedError: the loss or the gradient became infinite or not a number; the weights are those of the last
             good step.
 
@@ -122,8 +123,9 @@ def minimise(
     device = parameters[0].device
     if torch.is_autocast_enabled(device.type) and torch.is_autocast_cache_enabled():
         raise ValueError("model: autocast is on around the whole training, and would go on reading the first weights")
-    if settings.validate_every is not None:
-        raise ValueError(f"settings: validate_every is {settings.validate_every}, and nothing is validated here")
+    for name in ("validate_every", "patience"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"settings: {name} is {getattr(settings, name)}, and nothing is validated here")
     # fused: one pass over the weights in place of a dozen, which is a quarter of a step of full fine-tuning
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, fused=fused)

@@ -4,12 +4,16 @@ A causal model's last layer, the head, turns each hidden vector into one number 
 SmolLM2. Only the positions that predict a token of the answer count, so only those go through the head.
 """
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lora_lab.finetune.encoding import IGNORED, Batch
+from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -23,13 +27,59 @@ def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             (``check_plain_head`` says whether they are).
         batch: (batch, tokens) tensors on the model's device.
     """
+    logits, answers = answer_logits(model, batch)
+    return F.cross_entropy(logits.float(), answers, reduction="sum")
+
+
+def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the logits that predict the answer tokens, (labelled, vocabulary), and those tokens, (labelled,)."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     output = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     hidden = output.last_hidden_state[:, :-1]  # (batch, tokens - 1, features): position t predicts token t + 1
     following = batch.labels[:, 1:]  # (batch, tokens - 1)
     labelled = following != IGNORED
-    logits = head(hidden[labelled])  # (labelled, vocabulary)
-    return F.cross_entropy(logits.float(), following[labelled], reduction="sum")
+    return head(hidden[labelled]), following[labelled]
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """How well a model predicts answers whose earlier tokens it is given: loss and right tokens.
+
+    Attributes:
+        loss: mean cross entropy, in nats per answer token.
+        right: answer tokens that were the model's likeliest.
+        tokens: answer tokens, the ends of the answers among them.
+    """
+
+    loss: float
+    right: int
+    tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """Give the share of answer tokens that were the model's likeliest, from 0 to 1."""
+        return self.right / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Give exp(loss): 1 is certainty, and a guess among n equally likely tokens is n."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # exp(710) is beyond a float
+
+
+@torch.no_grad()
+def score_answers(model: PreTrainedModel, examples: Sequence[Encoded], batch_size: int = 8) -> AnswerScore:
+    """Give the loss and the right tokens of the answers of ``examples``, at least one, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    total, right, tokens = 0.0, 0, 0
+    for start in range(0, len(examples), batch_size):
+        batch = collate(examples[start : start + batch_size])
+        logits, answers = answer_logits(model, batch.to(model.device))
+        total += F.cross_entropy(logits.float(), answers, reduction="sum").item()
+        right += int((logits.argmax(dim=-1) == answers).sum())
+        tokens += labelled_tokens(batch)
+    model.train(was_training)
+    return AnswerScore(total / tokens, right, tokens)
 
 
 def labelled_tokens(batch: Batch) -> int:

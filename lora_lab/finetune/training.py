@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from lora_lab.finetune.checkpoint import (
     trainable,
 )
 from lora_lab.finetune.encoding import Encoded, collate
-from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens
+from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens, score_answers
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.lora import lora_layers
@@ -57,6 +57,8 @@ class Settings:
         seed: decides the order of the examples and the dropout masks.
         validate_every: steps between two looks at the validation examples, once an epoch by default.
         checkpoint_every: steps between two checkpoints, when a folder is given.
+        patience: how many looks in a row may find no lower validation loss before the run stops; by default it goes on
+            to its last step. The learning rate falls as it would in the whole run.
     """
 
     epochs: int = 1
@@ -69,12 +71,13 @@ class Settings:
     seed: int = 0
     validate_every: int | None = None
     checkpoint_every: int = 25
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no training run."""
-        for name in ("epochs", "batch_size", "micro_batch_size", "validate_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "micro_batch_size", "validate_every", "checkpoint_every", "patience"):
             value = getattr(self, name)
-            optional = name in ("micro_batch_size", "validate_every")
+            optional = name in ("micro_batch_size", "validate_every", "patience")
             if not (optional and value is None) and not (_is_whole(value) and value >= 1):
                 raise ValueError(f"{name}: got {value!r}, takes a whole number of at least 1")
         for name in ("learning_rate", "max_gradient_norm"):
@@ -92,8 +95,9 @@ class Settings:
 class History:
     """What a run measured, one entry a step: losses in nats per answer token, tokens read, seconds taken.
 
-    ``validation`` holds ``(steps done, loss)``. ``best_step`` is the number of steps after which the validation loss
-    was lowest, the state the model is left in; without validation examples it is ``None``.
+    ``validation`` holds ``(steps done, loss)``, ``accuracy`` ``(steps done, share of right tokens)`` of the same looks.
+    ``best_step`` is the number of steps after which the validation loss was lowest, the state the model is left in;
+    without validation examples it is ``None``.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -102,12 +106,18 @@ class History:
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
+    accuracy: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
 
     @property
     def tokens_per_second(self) -> float:
         """Give the tokens read (padding not counted) per second of training, zero before the first step."""
         return sum(self.tokens) / sum(self.seconds) if self.seconds else 0.0
+
+    @property
+    def looks_since_best(self) -> int:
+        """Give the number of looks at the validation examples that came after the best one."""
+        return sum(step > self.best_step for step, _ in self.validation) if self.best_step is not None else 0
 
 
 def train(
@@ -117,6 +127,7 @@ def train(
     *,
     validation: Sequence[Encoded] = (),
     folder: str | Path | None = None,
+    watch: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Minimise the mean cross entropy of the answers over the model's trainable parameters, with AdamW.
@@ -132,12 +143,15 @@ def train(
         validation: examples to choose the best weights by.
         folder: where the run is kept, so that it can be killed at any moment and go on where it was: call ``train``
             again with the same model, examples and settings. A folder that holds another run is refused.
+        watch: called after each step, and its validation if it was time for one, with what was measured so far: to
+            show a sample, say. It may use the model, and must leave the weights alone. It is called before the step is
+            saved, so a run that was killed and goes on may call it again for the steps after the last checkpoint.
         progress: show a progress bar with loss and tokens per second.
 
     Raises:
         ValueError: no examples, or one that the model cannot read (too long for its context, a token beyond its
-            vocabulary); nothing to train, LoRA layers that are merged or disabled; a folder with another run; a model
-            the loss does not fit.
+            vocabulary); ``patience`` without ``validation``; nothing to train, LoRA layers that are merged or
+            disabled; a folder with another run; a model the loss does not fit.
         OSError: nothing can be written into the folder.
         DivergedError: the loss or the gradient became infinite or not a number; the model keeps the weights of the
             last good step.
@@ -145,6 +159,8 @@ def train(
     settings = settings if settings is not None else Settings()
     if not examples:
         raise ValueError("examples: got none; a training run needs at least one")
+    if settings.patience is not None and not validation:
+        raise ValueError(f"settings: patience is {settings.patience}, and there are no validation examples to look at")
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model: no parameter requires a gradient; attach LoRA first, or unfreeze what should learn")
@@ -161,9 +177,12 @@ def train(
         with Progress(run.steps, "training", shown=progress) as bar:
             run.resume()
             bar.advance(run.done)
-            while run.done < run.steps:
+            while not run.ended:
                 run.step()
                 run.look()
+                if watch:
+                    watch(run.history)
+                run.save()
                 bar.advance(note=f"loss {run.history.losses[-1]:.3f} · {run.history.tokens_per_second:,.0f} tokens/s")
         run.keep_best()
     finally:
@@ -241,16 +260,27 @@ class _Run:
         self.history.tokens.append(sum(len(example.tokens) for example in chosen))
         self.history.seconds.append(time.monotonic() - started)
 
+    @property
+    def ended(self) -> bool:
+        """Say whether the last step is done, or the patience is over."""
+        patience = self.settings.patience
+        return self.done == self.steps or (patience is not None and self.history.looks_since_best >= patience)
+
     def look(self) -> None:
-        """After a step, validate and save if it is time to."""
-        last = self.done == self.steps
-        if self.validation and (last or self.done % self.validate_every == 0):
-            loss = mean_loss(self.model, self.validation, self.settings.micro_batch_size or self.settings.batch_size)
-            if not self.history.validation or loss < min(earlier for _, earlier in self.history.validation):
-                self.history.best_step = self.done
-                self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-            self.history.validation.append((self.done, loss))
-        if self.folder and (last or self.done % self.settings.checkpoint_every == 0):
+        """After a step, validate if it is time to."""
+        if not self.validation or (self.done < self.steps and self.done % self.validate_every):
+            return
+        size = self.settings.micro_batch_size or self.settings.batch_size
+        score = score_answers(self.model, self.validation, size)
+        if not self.history.validation or score.loss < min(earlier for _, earlier in self.history.validation):
+            self.history.best_step = self.done
+            self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.history.validation.append((self.done, score.loss))
+        self.history.accuracy.append((self.done, score.accuracy))
+
+    def save(self) -> None:
+        """After a step, save if it is time to."""
+        if self.folder and (self.ended or self.done % self.settings.checkpoint_every == 0):
             self._save(self.folder)
 
     def resume(self) -> None:
@@ -270,6 +300,7 @@ class _Run:
         self.done = checkpoint.record["done"]
         self.history = History(**checkpoint.record["history"])
         self.history.validation = [(step, loss) for step, loss in self.history.validation]
+        self.history.accuracy = [(step, share) for step, share in self.history.accuracy]
         self.best = {
             name.removeprefix("best."): tensor.to(self.model.device)
             for name, tensor in checkpoint.tensors.items()
@@ -304,18 +335,9 @@ class _Run:
         )
 
 
-@torch.no_grad()
 def mean_loss(model: PreTrainedModel, examples: Sequence[Encoded], batch_size: int = 8) -> float:
     """Give the mean cross entropy, in nats per answer token, of ``examples``, in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    total, labelled = 0.0, 0
-    for start in range(0, len(examples), batch_size):
-        batch = collate(examples[start : start + batch_size])
-        total += answer_loss(model, batch.to(model.device)).item()
-        labelled += labelled_tokens(batch)
-    model.train(was_training)
-    return total / labelled
+    return score_answers(model, examples, batch_size).loss
 
 
 def _is_whole(value: object) -> bool:

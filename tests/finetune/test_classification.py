@@ -188,6 +188,7 @@ def test_what_cannot_be_trained_is_refused(letters):
     refused("examples: one has label 2, and the model's head tells 0 to 1 apart", data=[Labelled("a", 2)])
     refused("examples: the longest has 70 tokens, and the model reads at most 64", data=[Labelled("a" * 70, 0)])
     refused("settings: validate_every is 3", settings=replace(SETTINGS, validate_every=3))
+    refused("settings: patience is 2", settings=replace(SETTINGS, patience=2))
     bare = copy.deepcopy(letters)
     bare.pad_token = None
     refused("tokenizer: it has no padding token", tokenizer=bare)

@@ -18,6 +18,7 @@ from lora_lab.finetune import (
     generate,
     job,
 )
+from lora_lab.finetune.loss import AnswerScore
 from lora_lab.finetune.text_to_sql import SPLITS
 from lora_lab.lora import LoRAConfig, lora_layers
 from tests.finetune.conftest import tiny_model
@@ -201,7 +202,7 @@ def test_options_that_make_no_job_are_refused_before_anything_is_loaded(small, m
 
 def test_the_adapter_has_the_weights_of_the_lowest_validation_loss(small, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    monkeypatch.setattr("lora_lab.finetune.training.mean_loss", lambda *_: next(losses))
+    monkeypatch.setattr("lora_lab.finetune.training.score_answers", lambda *_: AnswerScore(next(losses), 1, 2))
     result = job.run(replace(small, epochs=4, test=1, baselines=False), progress=False)
     assert [step for step, _ in result.history.validation] == list(range(1, 9))
     assert result.history.best_step == 3

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lora_lab.finetune import DivergedError, Encoded, History, Settings, collate, mean_loss, train
+from lora_lab.finetune import DivergedError, Encoded, History, Settings, collate, mean_loss, train, training
 from lora_lab.finetune.checkpoint import FILE_NAME, load_checkpoint
+from lora_lab.finetune.loss import AnswerScore
 from lora_lab.finetune.training import batch_indices, learning_rate_at
 from lora_lab.lora import disabled, lora_layers, merge
 from tests.finetune.conftest import tiny_lora, tiny_model
@@ -294,6 +295,98 @@ def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch
     assert (tmp_path / FILE_NAME).read_bytes() == kept
 
 
+# --- patience, and a watcher
+
+PATIENT = replace(SETTINGS, epochs=6, validate_every=3, patience=2)
+
+
+@pytest.fixture
+def best_in_the_middle(monkeypatch):
+    """Put in place of the validation loss how far the factors are from a size that they grow through."""
+
+    def score(model, *_):
+        size = sum(layer.lora_B.norm().item() for layer in lora_layers(model).values())
+        return AnswerScore(abs(size - 1.2), 1, 2)
+
+    monkeypatch.setattr("lora_lab.finetune.training.score_answers", score)
+
+
+def test_a_run_out_of_patience_stops_at_the_weights_it_had_found_best(best_in_the_middle):
+    held_out = examples(8, seed=9)
+    whole, model = tiny_lora(), tiny_lora()
+    expected = train(whole, examples(), replace(PATIENT, patience=None), validation=held_out, progress=False)
+    history = train(model, examples(), PATIENT, validation=held_out, progress=False)
+
+    losses = [loss for _, loss in expected.validation]
+    best = losses.index(min(losses))
+    assert 0 < best < len(losses) - 3, losses
+    assert history.validation == expected.validation[: best + 3]
+    assert history.losses == expected.losses[: 3 * (best + 3)]
+    assert history.best_step == 3 * (best + 1)
+    assert history.looks_since_best == 2
+    assert training.score_answers(model, held_out).loss == losses[best]
+
+
+@pytest.mark.parametrize("back", [0, 1, 2, 5])
+def test_a_run_that_stops_early_ends_at_the_same_weights_wherever_it_was_interrupted(
+    back, tmp_path, monkeypatch, best_in_the_middle
+):
+    held_out = examples(8, seed=9)
+    whole = tiny_lora(dropout=0.3)
+    expected = train(whole, examples(), PATIENT, validation=held_out, progress=False)
+    stop = len(expected.losses) - back
+    assert 5 < stop < 6 * 6
+
+    with monkeypatch.context() as patch:
+        interrupt_at(stop, patch)
+        if back:
+            with pytest.raises(KeyboardInterrupt):
+                train(tiny_lora(dropout=0.3), examples(), PATIENT, validation=held_out, folder=tmp_path, progress=False)
+        else:  # it has stopped by itself
+            train(tiny_lora(dropout=0.3), examples(), PATIENT, validation=held_out, folder=tmp_path, progress=False)
+    resumed = tiny_lora(dropout=0.3, seed=77)
+    history = train(resumed, examples(), PATIENT, validation=held_out, folder=tmp_path, progress=False)
+    assert same(weights(resumed), weights(whole))
+    assert (history.losses, history.validation) == (expected.losses, expected.validation)
+    assert (history.accuracy, history.best_step) == (expected.accuracy, expected.best_step)
+    with pytest.raises(ValueError, match=r"another patience .2, not 3."):
+        train(
+            tiny_lora(), examples(), replace(PATIENT, patience=3), validation=held_out, folder=tmp_path, progress=False
+        )
+
+
+def test_patience_without_anything_to_look_at_is_refused(model):
+    with pytest.raises(ValueError, match="patience is 2, and there are no validation examples"):
+        train(model, examples(), replace(SETTINGS, patience=2), progress=False)
+
+
+def test_the_accuracy_of_each_look_is_the_share_of_right_tokens(model):
+    held_out = examples(8, seed=9)
+    history = train(model, examples(), replace(SETTINGS, epochs=20), validation=held_out, progress=False)
+    batch = collate(held_out)
+    likeliest = model(batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1].argmax(dim=-1)
+    labelled = batch.labels[:, 1:] != -100
+    right = (likeliest == batch.labels[:, 1:])[labelled]
+    shares = dict(history.accuracy)
+    assert list(shares) == [step for step, _ in history.validation]
+    assert shares[history.best_step] == pytest.approx(right.float().mean().item())
+    assert len(set(shares.values())) > 1
+
+
+def test_a_watcher_sees_each_step_once_it_is_measured_and_before_it_is_saved(tmp_path):
+    seen = []
+
+    def watch(history):
+        saved = load_checkpoint(tmp_path)
+        seen.append((len(history.losses), len(history.validation), saved.record["done"] if saved else 0))
+
+    settings = replace(SETTINGS, epochs=1, validate_every=4)
+    train(tiny_lora(), examples(), settings, validation=examples(4, 9), folder=tmp_path, watch=watch, progress=False)
+    assert seen == [(1, 0, 0), (2, 0, 0), (3, 0, 2), (4, 1, 2), (5, 1, 4), (6, 2, 4)]
+    train(tiny_lora(), examples(), settings, validation=examples(4, 9), folder=tmp_path, watch=watch, progress=False)
+    assert len(seen) == 6  # a finished run has no step to watch
+
+
 # --- validation, divergence, bad input
 
 
@@ -392,6 +485,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_before_its_first_step(mode
         {"weight_decay": -0.1},
         {"checkpoint_every": 0},
         {"validate_every": -1},
+        {"patience": 0},
         {"epochs": True},
         {"learning_rate": "fast"},
         {"seed": 1.5},
