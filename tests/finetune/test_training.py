@@ -350,9 +350,7 @@ def test_a_run_that_stops_early_ends_at_the_same_weights_wherever_it_was_interru
     assert (history.losses, history.validation) == (expected.losses, expected.validation)
     assert (history.accuracy, history.best_step) == (expected.accuracy, expected.best_step)
     with pytest.raises(ValueError, match=r"another patience .2, not 3."):
-        train(
-            tiny_lora(), examples(), replace(PATIENT, patience=3), validation=held_out, folder=tmp_path, progress=False
-        )
+        train(resumed, examples(), replace(PATIENT, patience=3), validation=held_out, folder=tmp_path, progress=False)
 
 
 def test_patience_without_anything_to_look_at_is_refused(model):
