@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+_PROBE = "answer"  # stands for an answer where the chat template is asked what comes after one
 IGNORED = -100  # the label that marks 'no loss here', as in PyTorch's cross entropy
 
 
@@ -62,7 +63,7 @@ def encode(
     Args:
         tokenizer: a tokenizer with a chat template and an end-of-sequence token.
         messages: the conversation so far, as ``{"role": ..., "content": ...}``; the answer is the next turn.
-        answer: what the model should say; an end-of-sequence token is added, so that it learns to stop.
+        answer: what the model should say; the token of ``end_token`` is added, so that it learns to stop.
         max_tokens: the longest sequence allowed, by default without a limit.
 
     Raises:
@@ -84,8 +85,43 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Encoded:
+    """Give a text and how it goes on as one token sequence: for a model without a chat template.
+
+    The two are encoded apart, as they are when the model is asked, and joined as they are: a space between them must be
+    in one of them. A beginning-of-sequence token comes first if the tokenizer writes one.
+
+    Args:
+        tokenizer: a tokenizer with an end-of-sequence token.
+        prompt: the text so far.
+        completion: how it goes on; the end-of-sequence token is added, so that the model learns to stop.
+
+    Raises:
+        ValueError: one of the two is empty, or the tokenizer has no end-of-sequence token.
+    """
+    if not prompt.strip() or not completion.strip():
+        raise ValueError("prompt and completion: one is empty; an example needs both")
+    before = [tokenizer.bos_token_id] if tokenizer.bos_token_id in tokenizer.encode("")[:1] else []
+    before += tokenizer.encode(prompt, add_special_tokens=False)
+    after = [*tokenizer.encode(completion, add_special_tokens=False), end_token(tokenizer)]
+    return Encoded((*before, *after), answer_start=len(before))
+
+
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give the id of the end-of-sequence token, which ends an answer; a tokenizer without one is refused."""
+    """Give the id of the token that ends an answer.
+
+    It is the special token that the chat template writes after an answer, such as ``<end_of_turn>``; where there is no
+    template, or it writes none, the end-of-sequence token.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
+        rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_PROBE)[2].lstrip()
+        first, special = tokenizer.encode(rest, add_special_tokens=False)[:1], tokenizer.added_tokens_decoder
+        if first and first[0] in special and special[first[0]].special:
+            return first[0]
     if tokenizer.eos_token_id is None:
         raise ValueError("tokenizer: it has no end-of-sequence token (eos_token), so no answer would ever end")
     return tokenizer.eos_token_id

