@@ -148,7 +148,8 @@ def hold_out(records: Sequence[Record], size: int | float) -> list[bool]:
         count += copies[fingerprint]
     if len(held) == len(copies):
         raise ValueError(
-            f"validation: {wanted} of {len(records)} ({len(copies)} different) leave none to train on; 0 holds out none"
+            f"validation: holding out {wanted} of {len(records)} examples ({len(copies)} different) leaves none to learn "
+            "from; hold out fewer, or 0"
         )
     return [record.fingerprint in held for record in records]
 
