@@ -148,8 +148,8 @@ def hold_out(records: Sequence[Record], size: int | float) -> list[bool]:
         count += copies[fingerprint]
     if len(held) == len(copies):
         raise ValueError(
-            f"validation: holding out {wanted} of {len(records)} examples ({len(copies)} different) leaves none to learn "
-            "from; hold out fewer, or 0"
+            f"validation: holding out {wanted} of {len(records)} examples ({len(copies)} different) leaves none to "
+            "learn from; hold out fewer, or 0"
         )
     return [record.fingerprint in held for record in records]
 
