@@ -7,38 +7,100 @@ SmolLM2. Only the positions that predict a token of the answer count, so only th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
 
+LOGITS_AT_ONCE = 2**23  # as many logits are in memory at a time: 32 MiB in float32
 
-def answer_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+
+def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None = None) -> Tensor:
     r"""Give the summed cross entropy, in nats, of the answer tokens: :math:`-\sum_t \log p(y_t \mid y_{<t})`.
 
     It equals the loss of ``model(input_ids, labels=...)`` times the number of labelled tokens, to rounding. Divide by
     ``labelled_tokens(batch)`` for the mean; the sum is given so that batches of different lengths can be added up.
 
+    The head sees the labelled positions alone, some at a time. Where a gradient is wanted it is found chunk by chunk as
+    the loss is added up, so no chunk's logits are kept for the backward pass. To autograd it is a constant: take the
+    loss of ``model(input_ids, labels=...)`` where you want second derivatives.
+
     Args:
         model: a causal model of transformers whose logits are its head applied to its decoder's output
             (``check_plain_head`` says whether they are).
         batch: (batch, tokens) tensors on the model's device.
+        positions: how many positions go through the head at once, by default as many as make 8 million logits.
     """
-    logits, answers = answer_logits(model, batch)
-    return F.cross_entropy(logits.float(), answers, reduction="sum")
+    hidden, answers = answer_positions(model, batch)
+    head = model.get_output_embeddings()
+    size = positions or _positions_at_once(head)
+    weights = list(head.parameters())
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *weights))
+    loss: Tensor = _LossInChunks.apply(head, size, answers, wanted, hidden, *weights)
+    return loss
 
 
-def answer_logits(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Give the logits that predict the answer tokens, (labelled, vocabulary), and those tokens, (labelled,)."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+def answer_positions(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Give the hidden vectors that predict the answer tokens, (labelled, features), and those tokens, (labelled,)."""
+    decoder = model.get_decoder()
     output = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     hidden = output.last_hidden_state[:, :-1]  # (batch, tokens - 1, features): position t predicts token t + 1
     following = batch.labels[:, 1:]  # (batch, tokens - 1)
     labelled = following != IGNORED
-    return head(hidden[labelled]), following[labelled]
+    return hidden[labelled], following[labelled]
+
+
+class _LossInChunks(torch.autograd.Function):
+    """The summed cross entropy of a head's logits, a chunk of positions at a time; its gradients are found with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: nn.Module, size: int, answers: Tensor, wanted: bool, hidden: Tensor, *weights: Tensor
+    ) -> Tensor:
+        learning = [weight for weight in weights if weight.requires_grad]
+        by_hidden = torch.zeros_like(hidden)
+        by_weights = [torch.zeros_like(weight, dtype=_at_least_float32(weight.dtype)) for weight in learning]
+        total = torch.zeros((), dtype=_at_least_float32(hidden.dtype), device=hidden.device)
+        for start in range(0, len(hidden), size):
+            piece = hidden[start : start + size].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                loss = _cross_entropy(head(piece), answers[start : start + size])
+            total += loss.detach()
+            if wanted:
+                by_hidden[start : start + size], *found = torch.autograd.grad(loss, [piece, *learning])
+                for gradient, more in zip(by_weights, found, strict=True):
+                    gradient += more
+        ctx.learns = [weight.requires_grad for weight in weights]
+        ctx.types = [weight.dtype for weight in learning]
+        ctx.save_for_backward(by_hidden, *by_weights)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        by_hidden, *by_weights = ctx.saved_tensors
+        scaled = (gradient.mul(upstream).to(dtype) for gradient, dtype in zip(by_weights, ctx.types, strict=True))
+        by_all_weights = [next(scaled) if learns else None for learns in ctx.learns]
+        return None, None, None, None, by_hidden.mul(upstream).to(by_hidden.dtype), *by_all_weights
+
+
+def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+    """Give the summed cross entropy in float32, or in float64 for a model in float64."""
+    return F.cross_entropy(logits.to(_at_least_float32(logits.dtype)), answers, reduction="sum")
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Give the type in which numbers of ``dtype`` are added up."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _positions_at_once(head: nn.Module) -> int:
+    """Give the number of positions whose logits are in memory at a time."""
+    vocabulary: Any = head.out_features
+    return max(1, LOGITS_AT_ONCE // int(vocabulary))
 
 
 @dataclass(frozen=True)
@@ -71,12 +133,16 @@ def score_answers(model: PreTrainedModel, examples: Sequence[Encoded], batch_siz
     """Give the loss and the right tokens of the answers of ``examples``, at least one, in evaluation mode."""
     was_training = model.training
     model.eval()
+    head = model.get_output_embeddings()
+    size = _positions_at_once(head)
     total, right, tokens = 0.0, 0, 0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
-        logits, answers = answer_logits(model, batch.to(model.device))
-        total += F.cross_entropy(logits.float(), answers, reduction="sum").item()
-        right += int((logits.argmax(dim=-1) == answers).sum())
+        hidden, answers = answer_positions(model, batch.to(model.device))
+        for piece, some in zip(hidden.split(size), answers.split(size), strict=True):
+            logits = head(piece)
+            total += _cross_entropy(logits, some).item()
+            right += int((logits.argmax(dim=-1) == some).sum())
         tokens += labelled_tokens(batch)
     model.train(was_training)
     return AnswerScore(total / tokens, right, tokens)
