@@ -1,6 +1,7 @@
 """What the model reads, what the loss counts, and that leaving out the rest changes nothing."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lora_lab.finetune import Encoded, answer_loss, collate, encode, encode_prompt, labelled_tokens, train
 from lora_lab.finetune.encoding import IGNORED
 from lora_lab.finetune.loss import check_plain_head
+from lora_lab.lora import LoRAConfig, attach
 from tests.finetune.conftest import tiny_model
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
@@ -86,11 +88,64 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(make):
         torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-5)
 
 
-def test_the_head_sees_only_the_labelled_positions():
+def test_the_head_sees_only_the_labelled_positions_some_at_a_time():
     model, rows = tiny_model(), []
-    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape))
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[0]))
     answer_loss(model, BATCH)
-    assert rows == [(labelled_tokens(BATCH), model.config.hidden_size)]
+    answer_loss(model, BATCH, positions=4)
+    assert rows == [6, 4, 2]
+    assert labelled_tokens(BATCH) == 6
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("head_learns", [True, False])
+def test_chunks_change_neither_the_loss_nor_a_gradient(tied, head_learns):
+    model = tiny_model(tie_word_embeddings=tied).double()
+    model.get_output_embeddings().requires_grad_(head_learns)
+    learn = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    whole = answer_loss(model, BATCH, positions=100)
+    expected = torch.autograd.grad(3 * whole, learn, allow_unused=True)
+    for positions in (1, 4, 6):
+        loss = answer_loss(model, BATCH, positions=positions)
+        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=0)
+        found = torch.autograd.grad(3 * loss, learn, allow_unused=True)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_reach_a_head_with_lora_and_not_a_frozen_model():
+    model = tiny_model(tie_word_embeddings=False).double()
+    attach(model, LoRAConfig(rank=2, targets=("lm_head",)), generator=torch.Generator().manual_seed(0))
+    layer = model.get_output_embeddings()
+    torch.nn.init.normal_(layer.lora_B, generator=torch.Generator().manual_seed(1))
+    whole, parts = (answer_loss(model, BATCH, positions=positions) for positions in (100, 2))
+    factors = [layer.lora_A, layer.lora_B]
+    torch.testing.assert_close(
+        torch.autograd.grad(parts, factors), torch.autograd.grad(whole, factors), rtol=1e-10, atol=1e-12
+    )
+    assert not answer_loss(model.requires_grad_(False), BATCH).requires_grad
+
+
+def test_where_no_gradient_is_wanted_none_is_found(monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("a gradient was found"))
+    with torch.no_grad():
+        answer_loss(tiny_model(), BATCH)
+    answer_loss(tiny_model().requires_grad_(False), BATCH)
+
+
+def test_no_logits_are_kept_for_the_backward_pass():
+    model, seen = tiny_model(), []
+    model.get_output_embeddings().requires_grad_(False)
+
+    def keep(tensor):
+        seen.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = answer_loss(model, BATCH)
+    shapes = [tensor.shape for reference in seen if (tensor := reference()) is not None]
+    assert (labelled_tokens(BATCH), model.config.vocab_size) not in shapes
+    assert (labelled_tokens(BATCH), model.config.hidden_size) in shapes  # the gradient of the hidden vectors is
+    loss.backward()
 
 
 def test_padding_changes_no_loss():
