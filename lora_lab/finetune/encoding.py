@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -57,8 +59,11 @@ class Batch:
     labels: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Give the same batch on ``device``."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        """Give the same batch on ``device``; a GPU fetches it from pinned memory while the program goes on."""
+        tensors = (self.input_ids, self.attention_mask, self.labels)
+        if torch.device(device).type == "cuda":
+            return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors))
+        return Batch(*(tensor.to(device) for tensor in tensors))
 
 
 def encode(
@@ -71,14 +76,14 @@ def encode(
     """Give a conversation and its answer as one token sequence, through the model's own chat template.
 
     Args:
-        tokenizer: a tokenizer with a chat template and an end-of-sequence token.
+        tokenizer: a tokenizer with a chat template, and a token that ends an answer (see ``end_token``).
         messages: the conversation so far, as ``{"role": ..., "content": ...}``; the answer is the next turn.
         answer: what the model should say; the token of ``end_token`` is added, so that it learns to stop.
         max_tokens: the longest sequence allowed, by default without a limit.
 
     Raises:
-        ValueError: the answer is empty, the sequence is longer than ``max_tokens`` (nothing is cut), or the tokenizer
-            has no chat template or no end-of-sequence token.
+        ValueError: the answer is empty, the sequence is longer than ``max_tokens`` (nothing is cut), the tokenizer has
+            no chat template or one that refuses the conversation, or no token ends an answer.
     """
     if not answer.strip():
         raise ValueError("answer: got an empty text; an example without an answer teaches nothing")
@@ -90,8 +95,12 @@ def encode(
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Give the token ids of a conversation up to the point where the model is to answer."""
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    """Give the token ids of a conversation up to the point where the model is to answer.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that refuses the conversation.
+    """
+    text = _rendered(tokenizer, messages, add_generation_prompt=True)
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -124,17 +133,30 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     template, or it writes none, the end-of-sequence token.
 
     Raises:
-        ValueError: the tokenizer has neither.
+        ValueError: the tokenizer has neither, or a chat template that refuses a question and its answer.
     """
-    if getattr(tokenizer, "chat_template", None):
+    if tokenizer.chat_template:
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE}]
-        rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_PROBE)[2].lstrip()
-        first, special = tokenizer.encode(rest, add_special_tokens=False)[:1], tokenizer.added_tokens_decoder
-        if first and first[0] in special and special[first[0]].special:
+        _, said, rest = _rendered(tokenizer, turns).rpartition(_PROBE)
+        first, special = tokenizer.encode(rest.lstrip(), add_special_tokens=False)[:1], tokenizer.added_tokens_decoder
+        if said and first and first[0] in special and special[first[0]].special:
             return first[0]
     if tokenizer.eos_token_id is None:
-        raise ValueError("tokenizer: it has no end-of-sequence token (eos_token), so no answer would ever end")
+        raise ValueError(
+            "tokenizer: neither an end-of-sequence token (eos_token) nor its chat template ends an answer, "
+            "so none would ever end; set its eos_token"
+        )
     return tokenizer.eos_token_id
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+    """Give the text that the chat template makes of a conversation, or raise ``ValueError`` if it refuses to."""
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the model's chat template refuses the turns {roles}: {error}") from error
+    return text
 
 
 def collate(examples: Sequence[Encoded]) -> Batch:
