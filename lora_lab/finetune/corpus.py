@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from lora_lab.finetune.data import BadLine, DataError, DataFile, Record, duplicates, hold_out
+from lora_lab.finetune.data import BadLine, DataError, DataFile, Record, counted, duplicates, hold_out
 from lora_lab.finetune.encoding import Encoded, encode, encode_text, end_token
 
 LISTED = 20  # line numbers that a report spells out
@@ -76,7 +75,7 @@ class Corpus:
                 }
                 for source in sources
             ],
-            "format": "the model's chat template" if self.source.template else "plain text",
+            "format": "chat template" if self.source.template else "plain text",
             "most tokens": self.limit,
             "also in the validation file": list(self.known),
             "train": len(self.train),
@@ -86,8 +85,9 @@ class Corpus:
     def report(self) -> str:
         """Say in a few lines what was read, what was left out and why, and how the rest is shared out."""
         facts, lines = self.facts(), []
+        how = "through the model's chat template" if self.source.template else "as plain text (no chat template)"
         for file in facts["files"]:
-            lines.append(f"{file['name']}: {file['examples']} examples, read as {facts['format']}")
+            lines.append(f"{file['name']}: {counted(file['examples'], 'example')}, read {how}")
             if file["too long"]:
                 long = file["too long"]
                 lines.append(f"  {len(long)} left out, longer than {self.limit} tokens: {_lines(long)}")
@@ -125,8 +125,6 @@ def encode_file(tokenizer: PreTrainedTokenizerBase, file: DataFile) -> Source:
             else:
                 reason = "messages, and the model has no chat template; takes prompt and completion"
                 bad.append(BadLine(record.line, reason))
-        except TemplateError as error:
-            bad.append(BadLine(record.line, f"the model's chat template refuses it: {error}"))
         except ValueError as error:
             bad.append(BadLine(record.line, str(error)))
     if bad:

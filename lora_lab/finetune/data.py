@@ -9,6 +9,7 @@ A CSV file has columns ``prompt`` and ``completion``, named in its first line. B
 without, with the line ends of any system; blank lines are skipped. Standard library only.
 """
 
+import codecs
 import csv
 import hashlib
 import json
@@ -98,7 +99,7 @@ def read_data(path: str | Path) -> DataFile:
 
     Raises:
         DataError: lines that make no example, each with its number and the reason.
-        ValueError: the file is of another kind, has no example, or is one JSON list.
+        ValueError: the file is of another kind or in UTF-16, has no example, or is one JSON list.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -106,8 +107,10 @@ def read_data(path: str | Path) -> DataFile:
     if path.suffix.lower() not in read:
         raise ValueError(f"{path.name}: takes a file whose name ends in .jsonl or .csv")
     content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path.name}: is in UTF-16 (Unicode text of Windows); save it as UTF-8")
     reading = _Reading(path.name)
-    read[path.suffix.lower()](content.removeprefix(b"\xef\xbb\xbf"), reading)
+    read[path.suffix.lower()](content.removeprefix(codecs.BOM_UTF8), reading)
     if reading.bad:
         raise DataError(path.name, (BadLine(line, reason) for line, reason in reading.bad.items()))
     if not reading.records:
@@ -154,6 +157,11 @@ def hold_out(records: Sequence[Record], size: int | float) -> list[bool]:
     return [record.fingerprint in held for record in records]
 
 
+def counted(number: int, noun: str) -> str:
+    """Give a number and its noun: ``counted(2, "field")`` is ``"2 fields"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +193,7 @@ def _read_jsonl(content: bytes, reading: _Reading) -> None:
     """Read one object a line."""
     if content.lstrip()[:1] == b"[" and _is_json(content):
         raise ValueError(f"{reading.name}: is one JSON list; write each of its objects on a line of its own")
-    for line, raw in enumerate(content.split(b"\n"), start=1):
+    for line, raw in enumerate(content.splitlines(), start=1):  # of bytes: at \n, \r\n and \r alone
         if not raw.strip():
             continue
         try:
@@ -208,7 +216,7 @@ def _read_csv(content: bytes, reading: _Reading) -> None:
     undecodable: dict[int, str] = {}
 
     def lines() -> Iterator[str]:
-        for line, raw in enumerate(content.splitlines(keepends=True), start=1):  # bytes: at \n, \r\n and \r alone
+        for line, raw in enumerate(content.splitlines(keepends=True), start=1):
             try:
                 yield _text(raw)
             except _NoExampleError as error:
@@ -238,7 +246,7 @@ def _read_csv(content: bytes, reading: _Reading) -> None:
             if columns is None:
                 columns = _columns(row, reading.name)
             elif len(row) != len(columns):
-                reading.bad[line] = f"{_count(row, 'field')}, and the header has {len(columns)}"
+                reading.bad[line] = f"{counted(len(row), 'field')}, and the header has {len(columns)}"
             else:
                 reading.add(line, dict(zip(columns, row, strict=True)))
     finally:
@@ -293,7 +301,7 @@ def _example(value: Mapping[str, Any]) -> tuple[str | tuple[Turn, ...], str, lis
         used = {"messages"}
     elif has_pair:
         if missing := [key for key in ("prompt", "completion") if key not in value]:
-            raise _NoExampleError(f"has no {missing[0]}")
+            raise _NoExampleError(f"has no {missing[0]}; its keys are {', '.join(map(repr, value))}")
         used = {"prompt", "completion"}
         if isinstance(value["prompt"], list) and isinstance(value["completion"], list):
             prompt, answer = _turns("prompt", value["prompt"]), _turns("completion", value["completion"])
@@ -337,8 +345,3 @@ def _said(what: str, value: object) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise _NoExampleError(f"{what} has half of a character (a surrogate without its other half)")
     return value
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    """Give how many things there are, with the noun."""
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

@@ -31,26 +31,24 @@ model = PeftModel.from_pretrained(base, "the folder of this file")
 ```
 
 {sections}
-
-The results are on the validation examples. They chose the weights that were kept, so the results flatter a little. Loss
-and perplexity are per token of the answers. "Before" is the base model without the adapter.
 """
 
 
-def model_card(base: str, command: str, sections: Mapping[str, Sequence[tuple[str, object]]]) -> str:
+def model_card(
+    base: str, command: str, sections: Mapping[str, Sequence[tuple[str, object]]], notes: Sequence[str] = ()
+) -> str:
     """Give the text of the card.
 
     Args:
         base: name of the base model, on the Hub or of its folder.
         command: what made the adapter.
         sections: for each heading, pairs of a name and a value; they become tables.
+        notes: paragraphs that stand below the tables.
     """
-    tables = "\n\n".join(f"## {heading}\n\n{_table(rows)}" for heading, rows in sections.items())
-    quoted, relation = (
-        json.dumps(base, ensure_ascii=False),
-        json.dumps(f"base_model:adapter:{base}", ensure_ascii=False),
-    )
-    return CARD.format(base=quoted, relation=relation, title=base, command=command, sections=tables)
+    tables = [f"## {heading}\n\n{_table(rows)}" for heading, rows in sections.items()]
+    quoted, relation = (json.dumps(text, ensure_ascii=False) for text in (base, f"base_model:adapter:{base}"))
+    body = "\n\n".join([*tables, *notes])
+    return CARD.format(base=quoted, relation=relation, title=base, command=command, sections=body)
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:
@@ -61,7 +59,7 @@ def _table(rows: Sequence[tuple[str, object]]) -> str:
 def _cell(value: object) -> str:
     """Give a value as it stands in a cell."""
     if value is None:
-        return "as by default"
+        return "not set"
     if isinstance(value, list):
         return ", ".join(map(str, value)).replace("|", "\\|") or "none"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -28,6 +28,7 @@ from lora_lab.finetune.training import History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
 
 SHARE = 0.1  # of the examples that are validated with, if nothing else is said
+SAMPLES, METRICS = "samples.jsonl", "metrics.json"  # files of the output folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Job:
     """One fine-tune on your own data: what is trained, on what, and where the result goes.
 
     Attributes:
-        data: a .jsonl or .csv file with prompt and completion, or .jsonl with chat messages.
+        data: a .jsonl or .csv file with prompt and completion, or .jsonl with chat messages, whose last answer counts.
         output: the folder for all that comes of it.
         model: a packaged model, a folder, or a name on the hub.
         source: ``"package"``, ``"hub"`` or ``"folder"``; by default what the name says.
@@ -108,12 +109,9 @@ class Job:
         values |= {name: value.name for name, value in values.items() if isinstance(value, Path)}
         values["ranks"] = [f"{name}={rank}" for name, rank in self.ranks]
         values["targets"] = list(self.targets)
-        return values | {"model": self.model_name()}
-
-    def model_name(self) -> str:
-        """Give the model's name: of a folder its last part."""
-        in_folder = (self.source or source_of(self.model)) == "folder"
-        return Path(self.model).resolve().name if in_folder else self.model
+        source = self.source or source_of(self.model)
+        model = Path(self.model).resolve().name if source == "folder" else self.model
+        return values | {"model": model, "source": source}
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
     """
     dtype, config, settings = dtype_named(job.dtype), _config(job), _settings(job)
-    files = [read_data(path) for path in (job.data, job.validation_data) if path is not None]
+    files = [read_data(path) for path in _data_paths(job)]
     tokenizer = load_tokenizer(job.model, source=job.source)
     source, *judge = [encode_file(tokenizer, file) for file in files]
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
@@ -203,17 +201,13 @@ def run(job: Job, *, progress: bool = True) -> Result:
         model, train_on, settings, validation=validation, folder=job.output, watch=sampler, progress=progress
     )
     save_adapter(model, job.output / "adapter")
-    scores: dict[str, Score] = {}
-    if validation:
-        with disabled(model):
-            scores["before"] = _score(job, model, tokenizer, validation, progress)
-        scores["after"] = _score(job, model, tokenizer, validation, progress)
+    scores = _scores(job, model, tokenizer, validation, progress)
     steps = job.epochs * -(-len(train_on) // job.batch_size)
     where = ran_on(model.device, model.dtype)
     result = Result(scores, history, steps, corpus, counts.trainable, counts.share, where, job.output)
-    card = model_card(_base_name(job, model), job.command(), _sections(job, result))
+    card = model_card(_base_name(job, model), job.command(), _sections(job, result), _notes(job, result))
     (job.output / "adapter" / "README.md").write_text(card, encoding="utf-8")
-    write_json(job.output / "metrics.json", _metrics(job, result))
+    write_json(job.output / METRICS, _metrics(job, result))
     return result
 
 
@@ -242,7 +236,7 @@ class Sampler:
     ) -> None:
         """Remember what to ask, and when: every ``job.sample_every`` steps, or at each look at the validation."""
         self.model, self.tokenizer, self.examples = model, tokenizer, examples
-        self.path, self.every, self.batch_size = job.output / "samples.jsonl", job.sample_every, job.batch_size
+        self.path, self.every, self.batch_size = job.output / SAMPLES, job.sample_every, job.batch_size
 
     def __call__(self, history: History) -> None:
         """Write a sample if it is time for one: before the first step, and as often as was asked."""
@@ -256,7 +250,8 @@ class Sampler:
         kept = [line for line in written if json.loads(line)["step"] < step]
         for example, answer in zip(self.examples, said, strict=True):
             record = example.record
-            entry = {"step": step, "line": record.line, "prompt": record.prompt, "expected": record.answer}
+            prompt = record.prompt if isinstance(record.prompt, str) else [turn._asdict() for turn in record.prompt]
+            entry = {"step": step, "line": record.line, "prompt": prompt, "expected": record.answer}
             kept.append(json.dumps({**entry, "answer": answer}, ensure_ascii=False))
         part = self.path.with_suffix(".part")
         part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -317,6 +312,26 @@ def _settings(job: Job) -> Settings:
     return Settings(**{name: getattr(job, name) for name in shared})
 
 
+def _data_paths(job: Job) -> list[Path]:
+    """Give the files to read, or raise ``ValueError`` if one is a file that the job would write over."""
+    paths = [path for path in (job.data, job.validation_data) if path is not None]
+    for path in paths:
+        if path.name in (SAMPLES, METRICS) and path.resolve().parent == job.output.resolve():
+            raise ValueError(f"output: {path.name} is written into {job.output}, over your data; choose another folder")
+    return paths
+
+
+def _scores(
+    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], progress: bool
+) -> dict[str, Score]:
+    """Give the scores of the base model, ``"before"``, and of the adapter, ``"after"``; none without examples."""
+    if not examples:
+        return {}
+    with disabled(model):
+        before = _score(job, model, tokenizer, examples, progress)
+    return {"before": before, "after": _score(job, model, tokenizer, examples, progress)}
+
+
 def _score(
     job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], progress: bool
 ) -> Score:
@@ -331,7 +346,8 @@ def _score(
 
 def _base_name(job: Job, model: PreTrainedModel) -> str:
     """Give the name of the base model for its card: on the hub, or of the folder."""
-    return job.model_name() if (job.source or source_of(job.model)) == "folder" else model.name_or_path
+    shown = job.shown()
+    return str(shown["model"] if shown["source"] == "folder" else model.name_or_path)
 
 
 def _sections(job: Job, result: Result) -> dict[str, list[tuple[str, object]]]:
@@ -353,7 +369,7 @@ def _sections(job: Job, result: Result) -> dict[str, list[tuple[str, object]]]:
         ("learned from", facts["train"]),
         ("validated with", facts["validation"]),
     ]
-    left_out = ("data", "output", "validation_data", "model", "source", "device")
+    left_out = ("data", "output", "validation_data", "device")
     settings = [(name.replace("_", " "), value) for name, value in job.shown().items() if name not in left_out]
     results: list[tuple[str, object]] = [("steps", result.ending())]
     for name, score in result.scores.items():
@@ -362,6 +378,23 @@ def _sections(job: Job, result: Result) -> dict[str, list[tuple[str, object]]]:
         results.append(("answers asked for", result.scores["after"].asked))
     results.append(("parameters trained", f"{result.trainable:,} ({result.share:.2%} of the model)"))
     return {"Data": data, "Settings": settings, "Results": results, "Ran on": list(result.ran_on.items())}
+
+
+def _notes(job: Job, result: Result) -> list[str]:
+    """Give what a reader of the card must know beside its tables."""
+    notes = []
+    if job.shown()["source"] == "package":
+        notes.append(
+            "The base that it learned beside is the packaged one: its weights were rounded to 4 bits, so beside the "
+            "weights of the Hub the answers may differ a little."
+        )
+    if result.scores:
+        notes.append(
+            "The results are on the validation examples. They chose the weights that were kept, so the results flatter "
+            'a little. Loss and perplexity are per token of the answers. "Before" is the base model without the '
+            "adapter."
+        )
+    return notes
 
 
 def _metrics(job: Job, result: Result) -> dict[str, Any]:

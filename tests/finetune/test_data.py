@@ -38,7 +38,7 @@ def test_both_forms_are_read_with_their_lines_and_the_hash_of_the_bytes(tmp_path
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order mark"])
-@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 @pytest.mark.parametrize("last", [True, False], ids=["end at the end", "no end at the end"])
 def test_marks_and_line_ends_change_nothing(mark, end, last, tmp_path):
     lines = [PAIR.encode(), b"", CHAT.encode()]
@@ -67,8 +67,8 @@ def test_keys_that_are_not_read_are_counted(tmp_path):
 
 
 BAD = {
-    '{"prompt": "a"}': "has no completion",
-    '{"completion": "a"}': "has no prompt",
+    '{"prompt": "a"}': "has no completion; its keys are 'prompt'",
+    '{"promt": "a", "completion": "b"}': "has no prompt; its keys are 'promt', 'completion'",
     '{"prompt": "a", "completion": " \\n"}': "completion is empty",
     '{"prompt": "", "completion": "b"}': "prompt is empty",
     '{"prompt": 3, "completion": "b"}': "prompt is 3, not a text",
@@ -139,6 +139,13 @@ def test_a_json_list_and_a_file_of_another_kind_are_refused(tmp_path):
         read_data(written(tmp_path, PAIR, "mine.parquet"))
     with pytest.raises(FileNotFoundError, match=r"absent\.jsonl"):
         read_data(tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.csv"])
+def test_a_file_in_utf16_is_refused_as_a_whole(name, encoding, tmp_path):
+    with pytest.raises(ValueError, match=rf"{name}: is in UTF-16 .*; save it as UTF-8"):
+        read_data(written(tmp_path, ("\ufeff" + PAIR).encode(encoding), name))
 
 
 # --- CSV

@@ -141,7 +141,10 @@ def test_what_the_template_refuses_is_named_line_by_line(tokenizer, tmp_path):
     file = read_data(jsonl(tmp_path / "mine.jsonl", [{"messages": turns[1:]}, {"messages": turns}]))
     with pytest.raises(DataError) as caught:
         encode_file(picky, file)
-    assert caught.value.bad == ((2, "the model's chat template refuses it: no system turn here"),)
+    assert caught.value.bad == ((2, "the model's chat template refuses the turns system, user: no system turn here"),)
+    picky.chat_template = picky.chat_template.replace("'system'", "'assistant'")
+    with pytest.raises(ValueError, match="refuses the turns user, assistant: no system turn here"):
+        encode_file(picky, file)
 
 
 def test_an_answer_ends_with_what_the_template_writes_after_one(tokenizer):
@@ -219,7 +222,7 @@ def test_a_job_leaves_everything_it_promises(small, capsys):
     assert "parameters trained" in table
     assert capsys.readouterr().out == ""
     run(replace(small, output=small.output.parent / "again"))
-    assert capsys.readouterr().out.startswith("mine.jsonl: 20 examples, read as the model's chat template\n16 to learn")
+    assert capsys.readouterr().out.startswith("mine.jsonl: 20 examples, read through the model's chat template\n16 to")
 
 
 def test_before_is_the_untouched_model_and_after_the_adapter(small, folders):
@@ -301,7 +304,7 @@ def test_any_causal_model_in_a_folder_is_trained_and_peft_loads_the_adapter(name
     job = replace(small, model=str(folders[name]), ranks=(("c_attn" if name == "gpt2" else "down_proj", 3),))
     result = run(job, progress=False)
     facts = result.corpus.facts()
-    assert facts["format"] == ("plain text" if name == "gpt2" else "the model's chat template")
+    assert facts["format"] == ("plain text" if name == "gpt2" else "chat template")
     assert facts["most tokens"] == (64 if name == "gpt2" else 128)
     base = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32)
     tokens = torch.tensor([result.corpus.train[0].encoded.tokens])
@@ -382,6 +385,14 @@ def test_samples_are_the_greedy_answers_at_each_look_and_change_nothing(small, f
     assert best == greedy_answers(model, tokenizer, examples, batch_size=4, progress=False)
 
 
+def test_the_prompt_of_a_sample_stands_as_it_does_in_the_data(small):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say"}]
+    lines = [{"messages": [*turns, {"role": "assistant", "content": line["completion"]}]} for line in LINES]
+    job = replace(small, data=jsonl(small.data, lines), samples=1)
+    run(job, progress=False)
+    assert samples_of(job)[0]["prompt"] == turns
+
+
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_a_stopped_job_goes_on_to_the_same_adapter_and_the_same_samples(stop, small, monkeypatch):
     """It stops early by its patience, with a validation loss put in place that is best after a few steps."""
@@ -455,6 +466,31 @@ def test_the_card_says_what_was_learned_and_how_and_tells_nothing_of_the_machine
         assert str(tmp_path.parent) not in text
 
 
+def test_the_card_speaks_of_results_only_where_there_are_some(small):
+    run(replace(small, validation=0, validate_every=None), progress=False)
+    card = (small.output / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "The results are on the validation examples" not in card
+    assert "rounded to 4 bits" not in card  # that is the packaged model
+    assert "loss, after" not in card
+
+
+def test_the_card_of_the_packaged_model_names_the_base_on_the_hub_and_says_that_it_is_rounded(small, monkeypatch):
+    def packaged(name, *, source, **_):
+        assert (name, source) == ("smollm2-135m-instruct", None)
+        model = load_model(small.model, dtype=torch.float32, device="cpu")
+        model.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # as load_model does
+        return model
+
+    monkeypatch.setattr(own_data, "load_model", packaged)
+    monkeypatch.setattr(own_data, "load_tokenizer", lambda *_, **__: load_tokenizer(small.model))
+    run(replace(small, model="smollm2-135m-instruct"), progress=False)
+    card = (small.output / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "| model | smollm2-135m-instruct |\n| source | package |" in card
+    assert "its weights were rounded to 4 bits" in card
+    assert "The results are on the validation examples" in card
+
+
 # --- what makes no job
 
 
@@ -493,6 +529,20 @@ def test_bad_data_is_told_before_the_model_is_loaded(small, monkeypatch):
         run(small, progress=False)
 
 
+@pytest.mark.parametrize("name", ["samples.jsonl", "metrics.json"])
+def test_data_that_the_run_would_write_over_is_refused(name, small, tmp_path):
+    data = jsonl(tmp_path / name)
+    content = data.read_bytes()
+    for job in (
+        replace(small, data=data, output=tmp_path),
+        replace(small, validation=None, validation_data=data, output=tmp_path / "sub" / ".."),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is written into .*, over your data; choose another folder"):
+            run(job, progress=False)
+    assert data.read_bytes() == content
+    run(replace(small, data=data), progress=False)  # in a folder of its own it is data like any other
+
+
 def test_a_job_without_validation_keeps_the_last_weights(small):
     result = run(replace(small, validation=0, validate_every=None), progress=False)
     assert (result.scores, result.history.validation, len(result.corpus.train)) == ({}, [], 20)
@@ -522,7 +572,8 @@ def test_the_command_does_it_from_a_file_of_twenty_lines(small, tmp_path):
     command = [sys.executable, "-m", "lora_lab", "finetune", "--config", "job.toml", "--rank", "2", "--output", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("mine.jsonl: 20 examples, read as the model's chat template\n16 to learn from, 4 to")
+    report = "mine.jsonl: 20 examples, read through the model's chat template\n16 to learn from, 4 to validate with\n"
+    assert done.stdout.startswith(report)
     assert "before " in done.stdout
     assert "after " in done.stdout
     job = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["job"]
@@ -536,6 +587,6 @@ def test_the_command_does_it_from_a_file_of_twenty_lines(small, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         "lora-lab: mine.jsonl: 2 of its lines cannot be used; correct or delete them",
-        "  line 1: has no completion",
+        "  line 1: has no completion; its keys are 'prompt'",
         "  line 3: not JSON: Expecting value at character 1",
     ]
