@@ -74,7 +74,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure the course's functions beside those of other libraries")
     _add_benchmarks(bench)
 
-    finetune = commands.add_parser("finetune", help="fine-tune a language model without a notebook")
+    finetune = commands.add_parser(
+        "finetune",
+        help="fine-tune a language model without a notebook",
+        description="Fine-tune a language model: with --data on your own data, without it on the text-to-SQL task of "
+        "the course. Started again after it was stopped, the same command goes on where it was.",
+    )
     if arguments[:1] == ["finetune"]:
         from lora_lab.finetune import job_options
 

@@ -25,7 +25,8 @@ NOUNS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give ``parser`` one option for each field of the two jobs, in three groups; no option has a default here."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with options, under their names here")
+    text = "a TOML file with options, under their names here; what stands on the command line goes before it"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
     groups: dict[tuple[str, ...], Any] = {
         tuple(KINDS): parser.add_argument_group("for both"),
         **{(kind,): parser.add_argument_group(f"for {kind}") for kind in KINDS},
@@ -72,13 +73,18 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config: {path.name} is not TOML: {error}") from error
-    names = {name.replace("_", "-"): name for name in _names()}
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in _names():
+            known = [option.replace("_", "-") for option in _names()]
+            close = difflib.get_close_matches(key.replace("_", "-"), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
             raise ValueError(f"--config: {path.name} has {key!r}, which is no option; {hint}")
-    return {names[key]: value for key, value in values.items()}
+        if name in options:
+            raise ValueError(f"--config: {path.name} has {key!r} twice, with a hyphen and with an underscore")
+        options[name] = value
+    return options
 
 
 def _fitted(module: ModuleType, name: str, value: object) -> Any:
