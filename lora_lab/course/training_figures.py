@@ -47,7 +47,7 @@ def training_curves(history: History, *, window: int = 10) -> Figure:
     if history.best_step is not None:
         for ax in (left, right):
             ax.axvline(history.best_step, color=BLACK, linestyle=":", marker="", linewidth=1, label="weights kept")
-            ax.legend()
+            ax.legend(frameon=True, framealpha=0.9, edgecolor="none")  # the line may run below it
     return fig
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_lab.course.training_figures import rank_figure, score_bars, training_curve
+from lora_lab.course.training_figures import rank_figure, score_bars, training_curve, training_curves
 from lora_lab.finetune import Answered, Evaluation, History, TextToSQL
 
 EXAMPLES = TextToSQL(seed=0).test("questions", 8)
@@ -18,6 +18,15 @@ def test_the_curve_draws_every_step_its_mean_and_the_validation():
     assert list(steps.get_ydata()) == [4, 2, 1]
     assert list(mean.get_ydata()) == [4, 3, 1.5]
     assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([2], [1.5])
+
+
+def test_the_curves_draw_the_loss_the_right_tokens_and_the_step_that_was_kept():
+    history = History(losses=[4.0, 2.0, 1.0], validation=[(2, 1.5)], accuracy=[(2, 0.25)], best_step=2)
+    left, right = training_curves(history, window=2).axes
+    assert [list(line.get_ydata()) for line in left.lines[:3]] == [[4, 2, 1], [4, 3, 1.5], [1.5]]
+    assert (list(right.lines[0].get_xdata()), list(right.lines[0].get_ydata())) == ([2], [25])
+    assert [list(ax.lines[-1].get_xdata()) for ax in (left, right)] == [[2, 2], [2, 2]]
+    assert len(training_curves(History(losses=[4.0])).axes) == 1
 
 
 def test_the_bars_are_percentages_with_their_intervals():

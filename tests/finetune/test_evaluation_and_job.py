@@ -114,6 +114,16 @@ def test_answers_are_those_of_the_likeliest_token_in_the_order_of_the_prompts(to
     assert len(set(found)) > 1
 
 
+def test_a_model_that_brings_a_penalty_for_repetition_answers_without_it(tokenizer):
+    prompts, model = [tokenizer("abab").input_ids], tiny_model()
+    plain = generate(model, tokenizer, prompts, max_new_tokens=12, progress=False)
+    model.generation_config.repetition_penalty = 50.0
+    assert generate(model, tokenizer, prompts, max_new_tokens=12, progress=False) == plain
+    input_ids = torch.tensor(prompts)
+    penalised = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), max_new_tokens=12, do_sample=False)
+    assert tokenizer.decode(penalised[0, 4:], skip_special_tokens=True).strip() != plain[0]  # it would have mattered
+
+
 def test_a_model_in_training_mode_answers_in_evaluation_mode_and_comes_back(tokenizer):
     model, modes = tiny_model().train(), []
     model.model.register_forward_hook(lambda decoder, *_: modes.append(decoder.training))
