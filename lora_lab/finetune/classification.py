@@ -17,6 +17,7 @@ from lora_lab.finetune.checkpoint import trainable
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.training import (
+    LEAN,
     DivergedError,
     History,
     Settings,
@@ -126,6 +127,9 @@ def minimise(
     for name in ("validate_every", "patience"):
         if getattr(settings, name) is not None:
             raise ValueError(f"settings: {name} is {getattr(settings, name)}, and nothing is validated here")
+    for name in LEAN:
+        if getattr(settings, name):
+            raise ValueError(f"settings: {name} is on, which is for a language model and ``train``, not for this loop")
     # fused: one pass over the weights in place of a dozen, which is a quarter of a step of full fine-tuning
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, fused=fused)

@@ -6,6 +6,7 @@ the very weights it would have reached.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import time
@@ -17,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_lab.finetune.checkpoint import (
     Checkpoint,
@@ -29,11 +32,14 @@ from lora_lab.finetune.checkpoint import (
     save_checkpoint,
     trainable,
 )
-from lora_lab.finetune.encoding import Encoded, collate
+from lora_lab.finetune.encoding import Batch, Encoded, collate
 from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens, score_answers
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.lora import lora_layers
+
+LEAN = ("group_by_length", "gradient_checkpointing", "compile")  # settings that save time or memory
+GROUPED = 16  # batches whose examples are sorted by length together
 
 
 class DivergedError(RuntimeError):
@@ -59,6 +65,12 @@ class Settings:
         checkpoint_every: steps between two checkpoints, when a folder is given.
         patience: how many looks in a row may find no lower validation loss before the run stops; by default it goes on
             to its last step. The learning rate falls as it would in the whole run.
+        group_by_length: put examples of like length into one batch, which saves padding. Each epoch still reads all of
+            them once, and the batches still come in an order drawn at random.
+        gradient_checkpointing: keep of each block of the model its input alone and compute the rest again in the
+            backward pass: less memory for more time, and the same gradient.
+        compile: translate the blocks of the model with ``torch.compile`` first, which takes a minute. Whether a step is
+            faster then depends on the device. The gradient is the same to rounding.
     """
 
     epochs: int = 1
@@ -72,6 +84,9 @@ class Settings:
     validate_every: int | None = None
     checkpoint_every: int = 25
     patience: int | None = None
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no training run."""
@@ -87,6 +102,9 @@ class Settings:
             raise ValueError(f"warmup: got {self.warmup!r}, takes a share from 0 up to, but not, 1")
         if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay: got {self.weight_decay!r}, takes a number of at least 0")
+        for name in LEAN:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, takes True or False")
         if not (_is_whole(self.seed) and 0 <= self.seed < 2**32):
             raise ValueError(f"seed: got {self.seed!r}, takes a whole number from 0 to {2**32 - 1:,}")
 
@@ -174,7 +192,7 @@ def train(
     run = _Run(model, parameters, list(examples), list(validation), settings, Path(folder) if folder else None)
     was_training = model.training
     try:
-        with Progress(run.steps, "training", shown=progress) as bar:
+        with _in_blocks(model, settings), Progress(run.steps, "training", shown=progress) as bar:
             run.resume()
             bar.advance(run.done)
             if watch and run.done == 0:
@@ -192,13 +210,28 @@ def train(
     return run.history
 
 
-def batch_indices(examples: int, step: int, settings: Settings) -> list[int]:
-    """Give the examples that a step reads: each epoch reads all of them once, in an order of its own."""
-    steps_per_epoch = math.ceil(examples / settings.batch_size)
-    epoch, position = divmod(step, steps_per_epoch)
+def batch_indices(examples: int, step: int, settings: Settings, lengths: Sequence[int] | None = None) -> list[int]:
+    """Give the examples that a step reads: each epoch reads all of them once, in an order of its own.
+
+    Args:
+        examples: how many there are.
+        step: which step, from 0.
+        settings: the numbers of the run.
+        lengths: the length of each example, needed for ``settings.group_by_length``: then the examples of 16 batches,
+            drawn at random, are shared out by length.
+    """
+    size = settings.batch_size
+    epoch, position = divmod(step, math.ceil(examples / size))
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     order = torch.randperm(examples, generator=generator).tolist()
-    return order[position * settings.batch_size : (position + 1) * settings.batch_size]
+    if not settings.group_by_length:
+        return order[position * size : (position + 1) * size]
+    if lengths is None:
+        raise ValueError("lengths: group_by_length needs the length of each example")
+    windows = (order[start : start + GROUPED * size] for start in range(0, examples, GROUPED * size))
+    by_length = [place for window in windows for place in sorted(window, key=lengths.__getitem__)]
+    batches = [by_length[start : start + size] for start in range(0, examples, size)]
+    return batches[torch.randperm(len(batches), generator=generator).tolist()[position]]
 
 
 def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
@@ -207,6 +240,15 @@ def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
     if step < warmup_steps:
         return settings.learning_rate * (step + 1) / (warmup_steps + 1)
     return settings.learning_rate * (steps - step) / (steps - warmup_steps)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What one step reads: micro-batches on the model's device, their labelled tokens, and all tokens but padding."""
+
+    batches: list[Batch]
+    labelled: int
+    tokens: int
 
 
 class _Run:
@@ -225,9 +267,12 @@ class _Run:
         self.examples, self.validation, self.settings = examples, validation, settings
         self.folder = folder
         self.identity = _identity(model, examples, validation, settings) if folder else {}
-        self.optimizer = torch.optim.AdamW(parameters.values(), weight_decay=settings.weight_decay)
+        fused = model.device.type in ("cpu", "cuda")  # one pass over the weights in place of a dozen
+        self.optimizer = torch.optim.AdamW(parameters.values(), weight_decay=settings.weight_decay, fused=fused)
         self.steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+        self.lengths = [len(example.tokens) for example in examples]
         self.validate_every = settings.validate_every or math.ceil(len(examples) / settings.batch_size)
+        self.ahead: _Ready | None = None  # what the next step reads
         self.done = 0
         self.best: dict[str, Tensor] = {}
         self.history = History()
@@ -235,19 +280,19 @@ class _Run:
     def step(self) -> None:
         """Take one step: forward and backward on each micro-batch, then one update."""
         started = time.monotonic()
-        chosen = [self.examples[i] for i in batch_indices(len(self.examples), self.done, self.settings)]
-        size = self.settings.micro_batch_size or len(chosen)
-        batches = [collate(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        labelled = sum(labelled_tokens(batch) for batch in batches)
+        ready = self.ahead or self._ready(self.done)
 
         self.model.train()
         self.optimizer.zero_grad()
-        loss = 0.0
+        parts = []
         with _dropout_of(self.settings.seed, self.done, self.model.device):
-            for batch in batches:
-                part = answer_loss(self.model, batch.to(self.model.device)) / labelled
+            for batch in ready.batches:
+                part = answer_loss(self.model, batch) / ready.labelled
                 part.backward()
-                loss += part.item()
+                parts.append(part.detach())
+        # a GPU is still at it here: item() waits for it, so what the next step needs comes first
+        self.ahead = self._ready(self.done + 1) if self.done + 1 < self.steps else None
+        loss = sum(part.item() for part in parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
         self._check_finite(loss, norm)
         rate = learning_rate_at(self.done, self.steps, self.settings)
@@ -259,8 +304,21 @@ class _Run:
         self.history.losses.append(loss)
         self.history.learning_rates.append(rate)
         self.history.gradient_norms.append(norm)
-        self.history.tokens.append(sum(len(example.tokens) for example in chosen))
+        self.history.tokens.append(ready.tokens)
         self.history.seconds.append(time.monotonic() - started)
+
+    def _ready(self, step: int) -> _Ready:
+        """Give what a step reads. Micro-batches are of like lengths, which saves padding and changes no gradient."""
+        places = batch_indices(len(self.examples), step, self.settings, self.lengths)
+        size = self.settings.micro_batch_size or len(places)
+        if size < len(places):
+            places.sort(key=self.lengths.__getitem__)
+        chosen = [self.examples[place] for place in places]
+        batches = [collate(chosen[start : start + size]) for start in range(0, len(chosen), size)]
+        labelled = sum(labelled_tokens(batch) for batch in batches)
+        return _Ready(
+            [batch.to(self.model.device) for batch in batches], labelled, sum(self.lengths[place] for place in places)
+        )
 
     @property
     def ended(self) -> bool:
@@ -362,6 +420,30 @@ def _check_readable(model: PreTrainedModel, examples: Sequence[Encoded], name: s
     for token in {token for example in examples for token in example.tokens}:
         if token not in range(vocabulary):
             raise ValueError(f"{name}: token {token} is in one, and the model knows 0 to {vocabulary - 1}")
+
+
+@contextlib.contextmanager
+def _in_blocks(model: PreTrainedModel, settings: Settings) -> Iterator[None]:
+    """Let the blocks of the model be recomputed in the backward pass and compiled as the settings ask, for a while."""
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for name in ("gradient_checkpointing", "compile"):
+        if getattr(settings, name) and not blocks:
+            raise ValueError(f"settings: {name} is on, and {type(model).__name__} has no blocks known to transformers")
+    before = [(block.gradient_checkpointing, getattr(block, "_gradient_checkpointing_func", None)) for block in blocks]
+    try:
+        for block in blocks:
+            if settings.gradient_checkpointing:
+                # set by hand: the method of the model would ask for the gradient of the embedding too
+                block.gradient_checkpointing = True
+                block._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+            if settings.compile:
+                block.compile(dynamic=True)
+        yield
+    finally:
+        for block, (recomputed, function) in zip(blocks, before, strict=True):
+            block.gradient_checkpointing, block._gradient_checkpointing_func = recomputed, function
+            if settings.compile:
+                block._compiled_call_impl = None
 
 
 @contextlib.contextmanager
