@@ -202,6 +202,11 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="type of the weights (what the device is fast at)"
     )
     step.add_argument("--threads", type=int, help="threads of PyTorch (its own choice)")
+    step.add_argument(
+        "--pieces",
+        action="store_true",
+        help="ours with one piece of it taken out, or one option on, in place of rivals",
+    )
     step.set_defaults(carry_out=_bench_step)
     for command in (svd, step):
         command.add_argument("--output", metavar="NAME", help="store data/results/NAME.json and figures (do not)")
@@ -225,7 +230,8 @@ def _bench_step(options: argparse.Namespace) -> int:
     names = ("steps", "batch", "rank", "dtype", "threads")
     plan = step_benchmark.Plan(**{name: getattr(options, name) for name in names})
     command = shlex.join(["lora-lab", *options.arguments])
-    runs = step_benchmark.bench_step(command, rounds=options.rounds, plan=plan, output=options.output)
+    ways = (step_benchmark.OURS, *step_benchmark.PIECES) if options.pieces else step_benchmark.WAYS
+    runs = step_benchmark.bench_step(command, rounds=options.rounds, plan=plan, ways=ways, output=options.output)
     print(step_benchmark.table(runs), step_benchmark.verdict(runs), sep="\n\n")
     return 0
 

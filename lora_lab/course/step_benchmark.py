@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lab.course.experiments import _store, results_folder
 from lora_lab.course.experiments.rival_costs import AT_ONCE, resident_from_here, resident_peak
+from lora_lab.course.step_pieces import PIECES
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ Trained = tuple["PreTrainedModel", list[float]]
 
 OURS, TRAINER, LOOP, FULL = "lora-lab", "PEFT, Trainer", "PEFT, a loop by hand", "full fine-tuning"
 WAYS = (OURS, TRAINER, LOOP, FULL)
+EVERY = (*WAYS, *PIECES)
 TARGETS = ("q_proj", "v_proj")
 MATMUL = 2048  # the side of the square matrices whose product says how fast the machine multiplies
 
@@ -80,7 +82,7 @@ def bench_step(
         command: the command line that asks for it, for the stored file to say.
         rounds: how often each way has its turn.
         plan: what every turn shares.
-        ways: some of ``WAYS``.
+        ways: some of ``WAYS``, and of ``PIECES``: ours with one thing changed.
         output: store the runs as ``data/results/<output>.json`` and a figure as ``data/figures/<output>.png``.
 
     Raises:
@@ -88,9 +90,9 @@ def bench_step(
         ChildProcessError: a turn failed; what it said is on standard error.
     """
     plan = plan or Plan()
-    unknown = [way for way in ways if way not in WAYS]
+    unknown = [way for way in ways if way not in EVERY]
     if rounds < 1 or not ways or unknown:
-        raise ValueError(f"rounds and ways: takes a round at least, and ways of {', '.join(WAYS)}, got {unknown or 0}")
+        raise ValueError(f"rounds and ways: takes a round at least, and ways of {', '.join(EVERY)}, got {unknown or 0}")
     if {TRAINER, LOOP} & set(ways) and find_spec("peft") is None:
         raise ValueError("PEFT is not installed here, and two of the ways are its: install the course with its tests")
     if not 0 <= plan.warm_up < plan.steps:
@@ -118,7 +120,7 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
     """Train a few steps in one way, in this process, and give what they took.
 
     Args:
-        way: one of ``WAYS``.
+        way: one of ``WAYS`` or ``PIECES``.
         plan: model, batch, steps.
         memory: measure memory, and no times.
 
@@ -136,8 +138,8 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
 
     from lora_lab.finetune import TextToSQL, encode, load_tokenizer, mean_loss
 
-    if way not in WAYS:
-        raise ValueError(f"way: got {way!r}, takes one of {', '.join(WAYS)}")
+    if way not in EVERY:
+        raise ValueError(f"way: got {way!r}, takes one of {', '.join(EVERY)}")
     if plan.threads:
         torch.set_num_threads(plan.threads)
     task, tokenizer = TextToSQL(seed=0), load_tokenizer(plan.model, source=plan.source)
@@ -147,13 +149,13 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
     )
     model = _loaded(way, plan)
     before = _memory_from_here(model) if memory else 0
-    train = {OURS: _train_ours, FULL: _train_ours, LOOP: _train_by_hand, TRAINER: _train_with_trainer}[way]
+    train = {LOOP: _train_by_hand, TRAINER: _train_with_trainer}.get(way, _train_ours)
     trained, seconds = train(model, examples, way, plan)
     where: Run = {"way": way, "device": str(trained.device), "dtype": str(trained.dtype).removeprefix("torch.")}
     where["threads"] = torch.get_num_threads()
     if memory:
         return {**where, "memory": _memory_peak(trained) - before}
-    tokens = [sum(len(example.tokens) for example in batch) for batch in _in_order(examples, plan)]
+    tokens = [sum(len(example.tokens) for example in batch) for batch in _in_order(examples, plan, way)]
     return {
         **where,
         "seconds": [round(second, 5) for second in seconds[plan.warm_up :]],
@@ -197,11 +199,11 @@ def ratios(runs: Sequence[Run], way: str, base: str) -> list[float]:
 
 def table(runs: Sequence[Run]) -> str:
     """Give a line a way: tokens a second (median of the rounds), share of the machine's products, memory, loss."""
-    lines = [f"{'':22}{'tokens/s':>10}{'of products':>13}{'memory':>11}{'held-out loss':>15}"]
+    lines = [f"{'':26}{'tokens/s':>10}{'of products':>13}{'memory':>11}{'held-out loss':>15}"]
     for way, mine in _by_way(runs).items():
         share = median(len(run["seconds"]) * run["flops"] / sum(run["seconds"]) / run["products"] for run in mine)
         speed, loss = median(map(tokens_per_second, mine)), median(run["loss"] for run in mine)
-        lines.append(f"{way:22}{speed:>10,.0f}{share:>13.0%}{mine[0]['memory'] / 1e6:>8,.0f} MB{loss:>15.3f}")
+        lines.append(f"{way:26}{speed:>10,.0f}{share:>13.0%}{mine[0]['memory'] / 1e6:>8,.0f} MB{loss:>15.3f}")
     return "\n".join(lines)
 
 
@@ -247,11 +249,12 @@ def step_bench_figure(runs: Sequence[Run]) -> Figure:
 
 
 def _settings(plan: Plan, way: str) -> Any:
-    """Give the numbers of the training, the same for every LoRA."""
+    """Give the numbers of the training, the same for every LoRA but for what a piece is about."""
     from lora_lab.finetune import Settings
 
     rate = plan.rate / 100 if way == FULL else plan.rate
-    return Settings(epochs=1, batch_size=plan.batch, learning_rate=rate)
+    changed = PIECES[way].settings if way in PIECES else {}
+    return Settings(epochs=1, batch_size=plan.batch, learning_rate=rate, **changed)
 
 
 def _loaded(way: str, plan: Plan) -> PreTrainedModel:
@@ -261,7 +264,7 @@ def _loaded(way: str, plan: Plan) -> PreTrainedModel:
     from lora_lab.finetune import load_model
 
     dtype = getattr(torch, plan.dtype) if plan.dtype else None
-    attention = None if way in (OURS, FULL) else "sdpa"  # what transformers takes where nobody asks
+    attention = "sdpa" if way in (TRAINER, LOOP) else None  # what transformers takes where nobody asks
     return load_model(plan.model, source=plan.source, dtype=dtype, attention=attention)
 
 
@@ -271,6 +274,8 @@ def _train_ours(model: PreTrainedModel, examples: list[Encoded], way: str, plan:
     from lora_lab.lora import FullConfig, LoRAConfig, attach
 
     attach(model, FullConfig() if way == FULL else LoRAConfig(plan.rank, alpha=2 * plan.rank, targets=TARGETS))
+    if way in PIECES:
+        PIECES[way].change(model)
     return model, train(model, examples, _settings(plan, way), progress=False).seconds
 
 
@@ -295,7 +300,7 @@ def _train_by_hand(model: PreTrainedModel, examples: list[Encoded], way: str, pl
     parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
     tuned.train()
-    for step, batch in enumerate(_in_order(examples, plan)):
+    for step, batch in enumerate(_in_order(examples, plan, way)):
         started = time.perf_counter()
         tensors = collate(batch).to(model.device)
         output = tuned(
@@ -330,7 +335,7 @@ def _train_with_trainer(model: PreTrainedModel, examples: list[Encoded], way: st
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
 
-    in_order = [example for batch in _in_order(examples, plan) for example in batch]
+    in_order = [example for batch in _in_order(examples, plan, way) for example in batch]
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder,
@@ -359,12 +364,13 @@ def _train_with_trainer(model: PreTrainedModel, examples: list[Encoded], way: st
     return tuned.base_model.model, [after - before for before, after in pairwise(ends)]
 
 
-def _in_order(examples: list[Encoded], plan: Plan) -> list[list[Encoded]]:
+def _in_order(examples: list[Encoded], plan: Plan, way: str) -> list[list[Encoded]]:
     """Give the batches in the order in which ``train`` of this package reads them."""
     from lora_lab.finetune.training import batch_indices
 
-    settings = _settings(plan, OURS)
-    return [[examples[i] for i in batch_indices(len(examples), step, settings)] for step in range(plan.steps)]
+    settings, lengths = _settings(plan, way), [len(example.tokens) for example in examples]
+    chosen = (batch_indices(len(examples), step, settings, lengths) for step in range(plan.steps))
+    return [[examples[place] for place in places] for places in chosen]
 
 
 def _flops(way: str, plan: Plan, tokens: int) -> int:
@@ -420,8 +426,8 @@ def _by_way(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _ways(runs: Sequence[Run]) -> list[str]:
-    """Give the ways that ran, in the order of ``WAYS``."""
-    return [way for way in WAYS if any(run["way"] == way for run in runs)]
+    """Give the ways that ran, in the order of ``EVERY``."""
+    return [way for way in EVERY if any(run["way"] == way for run in runs)]
 
 
 def _provenance(command: str, run: Run) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lora_lab.finetune.encoding import encode
 from lora_lab.finetune.evaluation import Evaluation, evaluate
 from lora_lab.finetune.model import DEFAULT_MODEL, load_model, load_tokenizer, source_of
 from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
-from lora_lab.finetune.training import History, Settings, train
+from lora_lab.finetune.training import LEAN, History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
 from lora_lab.lora.config import Targets
 
@@ -45,6 +45,9 @@ class Job:
         epochs: how often each example is read.
         batch_size: examples in a step.
         learning_rate: AdamW's largest learning rate.
+        group_by_length: put examples of like length into one batch, to save padding.
+        gradient_checkpointing: compute the blocks of the model again in the backward pass, to save memory.
+        compile: translate the blocks of the model with torch.compile first, which takes a minute.
         validation: examples to keep the best weights by; 0 keeps the last weights.
         validate_every: steps between two looks at them.
         seed: decides the initial factors and the order of the examples.
@@ -65,6 +68,9 @@ class Job:
     epochs: int = 1
     batch_size: int = 8
     learning_rate: float = 4e-3
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
     validation: int = 32
     validate_every: int = 30
     seed: int = 0
@@ -95,7 +101,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
     """
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
-    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed")
+    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed", *LEAN)
     settings = Settings(**{name: getattr(job, name) for name in shared})
     task = TextToSQL(seed=0)
     examples = task.train(job.examples)

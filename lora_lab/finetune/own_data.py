@@ -24,7 +24,7 @@ from lora_lab.finetune.job import as_targets, dtype_named, ran_on, write_json
 from lora_lab.finetune.loss import AnswerScore, score_answers
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.model_card import model_card
-from lora_lab.finetune.training import History, Settings, train
+from lora_lab.finetune.training import LEAN, History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
 
 SHARE = 0.1  # of the examples that are validated with, if nothing else is said
@@ -52,6 +52,9 @@ class Job:
         batch_size: examples in a step.
         micro_batch_size: examples that go through the model at once, to save memory; by default all of a step.
         learning_rate: AdamW's largest learning rate.
+        group_by_length: put examples of like length into one batch, to save padding.
+        gradient_checkpointing: compute the blocks of the model again in the backward pass, to save memory.
+        compile: translate the blocks of the model with torch.compile first, which takes a minute.
         validation: examples to keep the best weights by, below 1 a share; 0 keeps the last weights; by default 0.1.
         validation_data: a file with the validation examples, where they are not part of the data.
         validate_every: steps between two looks at them; by default once an epoch.
@@ -78,6 +81,9 @@ class Job:
     batch_size: int = 8
     micro_batch_size: int | None = None
     learning_rate: float = 1e-3
+    group_by_length: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
     validation: int | float | None = None
     validation_data: Path | None = None
     validate_every: int | None = None
@@ -100,7 +106,8 @@ class Job:
         for name, value in self.shown().items():
             default = next(field.default for field in fields(self) if field.name == name)
             if default is MISSING or getattr(self, name) != default:
-                words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+                words.append(f"--{name.replace('_', '-')}")
+                words += map(str, value if isinstance(value, list) else [] if value is True else [value])
         return shlex.join(words)
 
     def shown(self) -> dict[str, Any]:
@@ -308,7 +315,7 @@ def _settings(job: Job) -> Settings:
     for name in ("patience", "sample_every", "validate_every"):
         if without and getattr(job, name) is not None:
             raise ValueError(f"{name}: got {getattr(job, name)}, and there are no validation examples to look at")
-    shared = ("epochs", "batch_size", "micro_batch_size", "learning_rate", "validate_every", "patience", "seed")
+    shared = ("epochs", "batch_size", "micro_batch_size", "learning_rate", "validate_every", "patience", "seed", *LEAN)
     return Settings(**{name: getattr(job, name) for name in shared})
 
 

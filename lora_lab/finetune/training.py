@@ -290,8 +290,7 @@ class _Run:
                 part = answer_loss(self.model, batch) / ready.labelled
                 part.backward()
                 parts.append(part.detach())
-        # a GPU is still at it here: item() waits for it, so what the next step needs comes first
-        self.ahead = self._ready(self.done + 1) if self.done + 1 < self.steps else None
+        self.look_ahead()
         loss = sum(part.item() for part in parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
         self._check_finite(loss, norm)
@@ -319,6 +318,10 @@ class _Run:
         return _Ready(
             [batch.to(self.model.device) for batch in batches], labelled, sum(self.lengths[place] for place in places)
         )
+
+    def look_ahead(self) -> None:
+        """Make ready what the next step reads, while a GPU still computes this one: to read its loss is to wait."""
+        self.ahead = self._ready(self.done + 1) if self.done + 1 < self.steps else None
 
     @property
     def ended(self) -> bool:

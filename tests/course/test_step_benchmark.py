@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lora_lab.course import step_benchmark
-from lora_lab.course.step_benchmark import FULL, LOOP, OURS, TRAINER, WAYS, Plan, bench_step, measure
-from lora_lab.finetune import TextToSQL, encode, load_model, load_tokenizer, train
+from lora_lab.course.step_benchmark import FULL, LOOP, OURS, PIECES, TRAINER, WAYS, Plan, bench_step, measure
+from lora_lab.finetune import Encoded, TextToSQL, collate, encode, load_model, load_tokenizer, train, training
 from lora_lab.lora import LoRAConfig, attach
+from lora_lab.lora.layers import LoRALinear
 from tests.finetune.conftest import tiny_model
 from tests.finetune.conftest import tokenizer as tokenizer
 
@@ -94,6 +95,67 @@ def test_every_way_trains_on_the_same_tokens(way, plan):
     assert run["flops"] > 0
     assert run["products"] > 1e6
     assert json.loads(json.dumps(run)) == run
+
+
+@pytest.fixture
+def _changed_for_a_while(monkeypatch):
+    """Put back after the test what a piece changes for good in the process of its turn."""
+    for place, name in (
+        (training, "answer_loss"),
+        (LoRALinear, "path"),
+        (torch.optim, "AdamW"),
+        (training._Run, "look_ahead"),
+    ):
+        monkeypatch.setattr(place, name, getattr(place, name))
+
+
+@pytest.mark.usefixtures("_changed_for_a_while")
+@pytest.mark.parametrize("name", [name for name in PIECES if name != "blocks compiled"])  # it takes a minute
+def test_a_piece_changes_nothing_that_is_learned(name, plan):
+    ours, changed = measure(OURS, plan), measure(name, plan)
+    assert (
+        sorted(changed["tokens"]) != ours["tokens"]
+        if name == "grouped by length"
+        else changed["tokens"] == ours["tokens"]
+    )
+    still = measure(OURS, Plan(**{**vars(plan), "rate": 1e-9}))["loss"]
+    tolerance = 0.5 if name == "grouped by length" else 2e-2  # losses are told to four digits
+    assert still - changed["loss"] == pytest.approx(still - ours["loss"], rel=tolerance)
+    assert still - ours["loss"] > 0.01
+
+
+@pytest.mark.usefixtures("_changed_for_a_while")
+def test_a_piece_takes_out_what_it_says(plan):
+    model = load_model(plan.model, source="folder", device="cpu")
+    attach(model, LoRAConfig(rank=2, targets=("q_proj",)))
+    rows = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1].numel()))
+    batch = collate([Encoded((5, 6, 7, 8), 2), Encoded((9, 10), 1)])
+    losses = []
+    for name in (None, "all logits at once", "head at every position"):
+        if name:
+            PIECES[name].change(model)
+        losses.append(training.answer_loss(model, batch).item())
+    assert rows == [3, 3, 8]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+    PIECES["input copied to float32"].change(model)
+    layer = attach(
+        torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=torch.bfloat16)), LoRAConfig(2, targets="all-linear")
+    )
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(torch.randn(7, 4, dtype=torch.bfloat16))
+    assert (torch.float32, 28) in {(tensor.dtype, tensor.numel()) for tensor in kept}
+
+    assert not model.get_input_embeddings()(batch.input_ids).requires_grad
+    PIECES["gradient to the embedding"].change(model)
+    assert model.get_input_embeddings()(batch.input_ids).requires_grad
+
+    PIECES["AdamW one by one"].change(model)
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    (group,) = torch.optim.AdamW(factors, fused=True).param_groups
+    assert (group["foreach"], group["fused"]) == (False, None)
 
 
 def test_the_three_loras_learn_as_much(plan):

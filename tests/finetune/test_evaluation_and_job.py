@@ -241,6 +241,7 @@ def test_every_option_reaches_the_training(small, monkeypatch):
         or train(model, examples, settings, **options),
     )  # fmt: skip
     training = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "validate_every": 3, "seed": 7}
+    training |= {"group_by_length": True, "gradient_checkpointing": True}
     job.run(replace(small, alpha=3, targets=("k_proj",), examples=8, test=1, baselines=False, **training))
     assert seen == [LoRAConfig(rank=2, alpha=3, targets=("k_proj",)), 7, 8, Settings(**training)]
 

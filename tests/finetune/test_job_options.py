@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -127,3 +128,11 @@ def test_the_command_of_a_job_makes_the_same_job(tmp_path, monkeypatch):
     words = shlex.split(whole.command())
     assert words[:2] == ["lora-lab", "finetune"]
     assert chosen(*words[2:])[1] == whole
+
+
+def test_the_command_of_a_job_gives_the_job_again():
+    mine = own_data.Job(
+        data=Path("a.csv"), ranks=(("q_proj", 4),), targets=("q_proj", "v_proj"), learning_rate=0.5, group_by_length=True
+    )  # fmt: skip
+    assert shlex.split(mine.command()).count("--group-by-length") == 1
+    assert chosen(*shlex.split(mine.command())[2:]) == (own_data, mine)
