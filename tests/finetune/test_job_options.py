@@ -131,8 +131,6 @@ def test_the_command_of_a_job_makes_the_same_job(tmp_path, monkeypatch):
 
 
 def test_the_command_of_a_job_gives_the_job_again():
-    mine = own_data.Job(
-        data=Path("a.csv"), ranks=(("q_proj", 4),), targets=("q_proj", "v_proj"), learning_rate=0.5, group_by_length=True
-    )  # fmt: skip
+    mine = own_data.Job(Path("a.csv"), ranks=(("q_proj", 4),), targets=("q_proj",), alpha=0.5, group_by_length=True)
     assert shlex.split(mine.command()).count("--group-by-length") == 1
     assert chosen(*shlex.split(mine.command())[2:]) == (own_data, mine)
