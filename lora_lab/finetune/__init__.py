@@ -20,6 +20,7 @@ from lora_lab.finetune.encoder import ENCODERS, MeanPooledClassifier, load_encod
 from lora_lab.finetune.encoding import Encoded, collate, encode, encode_prompt
 from lora_lab.finetune.evaluation import Answered, Evaluation, ask, evaluate, generate
 from lora_lab.finetune.loss import answer_loss, labelled_tokens
+from lora_lab.finetune.memory import OutOfMemoryError
 from lora_lab.finetune.model import MODELS, default_device, default_dtype, has_bfloat16, load_model, load_tokenizer
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.reviews import Reviews, load_reviews
@@ -40,6 +41,7 @@ __all__ = [
     "History",
     "Labelled",
     "MeanPooledClassifier",
+    "OutOfMemoryError",
     "Progress",
     "Reviews",
     "Settings",

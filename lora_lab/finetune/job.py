@@ -98,6 +98,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
         OSError: nothing can be written into the folder.
         lora_lab.assets.AssetError: the packaged model cannot be fetched.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
+        lora_lab.finetune.OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
     """
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))

@@ -188,6 +188,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
             not fit, a folder that holds another run; before anything is trained.
         OSError: a file that cannot be read, a model that cannot be found, a folder that cannot be written.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
+        lora_lab.finetune.OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
     """
     dtype, config, settings = dtype_named(job.dtype), _config(job), _settings(job)
     files = [read_data(path) for path in _data_paths(job)]

@@ -34,6 +34,7 @@ from lora_lab.finetune.checkpoint import (
 )
 from lora_lab.finetune.encoding import Batch, Encoded, collate
 from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens, score_answers
+from lora_lab.finetune.memory import OutOfMemoryError, advice, is_out_of_memory
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.lora import lora_layers
@@ -173,6 +174,7 @@ def train(
         OSError: nothing can be written into the folder.
         DivergedError: the loss or the gradient became infinite or not a number; the model keeps the weights of the
             last good step.
+        OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
     """
     settings = settings if settings is not None else Settings()
     if not examples:
@@ -205,6 +207,10 @@ def train(
                 run.save()
                 bar.advance(note=f"loss {run.history.losses[-1]:.3f} · {run.history.tokens_per_second:,.0f} tokens/s")
         run.keep_best()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise run.out_of_memory() from error
+        raise
     finally:
         model.train(was_training)
     return run.history
@@ -374,6 +380,15 @@ class _Run:
         """Leave the model with the weights of the lowest validation loss, if there was validation."""
         if self.best:
             copy_into(self.parameters, self.best)
+
+    def out_of_memory(self) -> OutOfMemoryError:
+        """Give the error that says which step did not fit in memory, and what helps."""
+        settings = self.settings
+        places = batch_indices(len(self.examples), min(self.done, self.steps - 1), settings, self.lengths)
+        rows, longest = settings.micro_batch_size or len(places), max(self.lengths[place] for place in places)
+        helps = advice(self.model, min(rows, len(places)), longest, recomputed=settings.gradient_checkpointing)
+        kept = f". The last checkpoint in {self.folder} is untouched" if self.folder else ""
+        return OutOfMemoryError(f"step {self.done + 1} of {self.steps}: out of memory. {helps}{kept}")
 
     def _save(self, folder: Path) -> None:
         tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in self.parameters.items()}

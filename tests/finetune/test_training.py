@@ -11,11 +11,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lora_lab.finetune import DivergedError, Encoded, History, Settings, collate, mean_loss, train, training
+from lora_lab.finetune import (
+    DivergedError,
+    Encoded,
+    History,
+    OutOfMemoryError,
+    Settings,
+    collate,
+    mean_loss,
+    train,
+    training,
+)
 from lora_lab.finetune.checkpoint import FILE_NAME, load_checkpoint
 from lora_lab.finetune.loss import AnswerScore
 from lora_lab.finetune.training import batch_indices, learning_rate_at
-from lora_lab.lora import disabled, lora_layers, merge
+from lora_lab.lora import account, disabled, lora_layers, merge
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 
@@ -293,6 +303,74 @@ def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch
         train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert (tmp_path / FILE_NAME).read_bytes() == kept
+
+
+# --- no memory left
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    ),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_where_no_memory_is_left_the_step_the_numbers_and_the_remedies_are_told(error, tmp_path, monkeypatch):
+    loss, calls = training.answer_loss, []
+
+    def full(model, batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise error
+        return loss(model, batch)
+
+    monkeypatch.setattr(training, "answer_loss", full)
+    settings, model = replace(SETTINGS, checkpoint_every=2), tiny_lora()
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(model, examples(), settings, folder=tmp_path, progress=False)
+    longest = max(len(examples()[place].tokens) for place in batch_indices(24, 3, settings))
+    told = str(caught.value)
+    assert told.startswith(
+        f"step 4 of 18: out of memory. 4 examples of up to {longest} tokens went through the model at"
+    )
+    needs = [account(model, batch=rows, tokens=longest).costs for rows in (4, 2)]
+    for cost in needs:
+        assert f"{cost.activations / 1e9:.3g} GB of it activations" in told
+    assert needs[0].activations > needs[1].activations
+    assert "lower micro_batch_size to 2 (" in told
+    assert "switch gradient_checkpointing on; leave out the longest examples (max_tokens)" in told
+    assert told.endswith(f"The last checkpoint in {tmp_path} is untouched")
+    assert caught.value.__cause__ is error
+
+    monkeypatch.undo()
+    whole = tiny_lora()
+    train(whole, examples(), settings, progress=False)
+    assert len(train(model, examples(), settings, folder=tmp_path, progress=False).losses) == 18
+    assert same(weights(model), weights(whole))
+
+
+def test_the_remedies_leave_out_what_is_done_already(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training, "answer_loss", full)
+    settings = replace(SETTINGS, micro_batch_size=1, gradient_checkpointing=True)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(tiny_lora(), examples(), settings, progress=False)
+    assert "out of memory. 1 example of up to" in str(caught.value)
+    assert "GB by account" in str(caught.value)  # the blocks are as they were again
+    assert str(caught.value).endswith("What helps: leave out the longest examples (max_tokens)")
+
+
+def test_another_runtime_error_is_left_as_it_is(monkeypatch):
+    def wrong(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(training, "answer_loss", wrong)
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit$"):
+        train(tiny_lora(), examples(), SETTINGS, progress=False)
 
 
 # --- patience, and a watcher
