@@ -17,6 +17,7 @@ from lora_lab.course.experiments import random_subspace as _random_subspace
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
 from lora_lab.course.experiments import rival_costs as _rival_costs
 from lora_lab.course.experiments import rivals as _rivals
+from lora_lab.course.experiments import sql_update as _sql_update
 from lora_lab.course.experiments import training_examples as _training_examples
 from lora_lab.course.experiments import update_rank as _update_rank
 from lora_lab.course.experiments.experiment import Experiment, Option, Run, perform
@@ -34,6 +35,7 @@ EXPERIMENTS = {
         _digit_dimension,
         _rivals,
         _rival_costs,
+        _sql_update,
     )
 }
 

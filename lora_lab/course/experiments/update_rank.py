@@ -29,28 +29,34 @@ from lora_lab.lowrank import LowRank, choose_rank, numerical_rank, rank_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from lora_lab.finetune import MeanPooledClassifier
 
-CURVE = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320)  # where an error curve is stored, and at the full rank
+CURVE = (0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 448)  # where an error curve is stored, and at the full rank
 COMPARED = (8, 64)  # the two ranks whose directions are compared
 Updates = Mapping[str, "NDArray[np.float64] | LowRank"]
 
 
-def matrices(model: MeanPooledClassifier) -> dict[str, NDArray[np.float64]]:
-    """Give the weights of the linear layers inside the encoder's blocks, by dotted name: 36 matrices of MiniLM."""
+def matrices(model: nn.Module, within: str = "bert.encoder.") -> dict[str, NDArray[np.float64]]:
+    """Give the weights of the linear layers inside the blocks, by dotted name: 36 matrices of MiniLM.
+
+    Args:
+        model: the model.
+        within: what the names of the blocks begin with.
+    """
     from torch import nn
 
     return {
         name: module.weight.detach().cpu().double().numpy()
         for name, module in model.named_modules()
-        if name.startswith("bert.encoder.") and isinstance(module, nn.Linear)
+        if name.startswith(within) and isinstance(module, nn.Linear)
     }
 
 
-def full_updates(base: MeanPooledClassifier, tuned: MeanPooledClassifier) -> dict[str, NDArray[np.float64]]:
+def full_updates(base: nn.Module, tuned: nn.Module, within: str = "bert.encoder.") -> dict[str, NDArray[np.float64]]:
     """Give ΔW = W_tuned − W of each of those weights, (out_features, in_features)."""
-    before, after = matrices(base), matrices(tuned)
+    before, after = matrices(base, within), matrices(tuned, within)
     return {name: after[name] - before[name] for name in before}
 
 
@@ -106,14 +112,14 @@ def _measure(kept: _Materials, options: Options, settings: Run, progress: bool) 
     shared, updates = kept.shared, kept.updates[settings["method"], settings["rank"], settings["seed"]]
     figures["score"] = score(shared, model)
     if updates:
-        figures["change"] = _changes(shared, updates)
+        figures["change"] = changes(matrices(shared.pretrained), updates)
     if settings["method"] == "full":
         svds = {name: LowRank.from_svd(update, min(update.shape)) for name, update in updates.items()}
         figures["truncated"] = {
             str(rank): score(shared, with_updates(shared.pretrained, model, truncated(svds, rank)))
             for rank in (*sorted(options["truncations"]), max(svd.rank for svd in svds.values()))
         }
-        figures["layers"] = {name: _spectrum(update) for name, update in updates.items()}
+        figures["layers"] = {name: spectrum(update) for name, update in updates.items()}
     return figures
 
 
@@ -160,13 +166,13 @@ def _cut(kept: _Materials, options: Options, rank: int, seed: int) -> Run:
     return {"trainable": account(model).trainable, **training_figures(history), "score": score(kept.shared, model)}
 
 
-def _changes(shared: Materials, updates: Mapping[str, Any]) -> dict[str, float]:
+def changes(weights: Mapping[str, NDArray[np.float64]], updates: Mapping[str, Any]) -> dict[str, float]:
     """Give ‖ΔW‖ / ‖W‖ of each weight (Frobenius)."""
-    norms = {name: np.linalg.norm(weight) for name, weight in matrices(shared.pretrained).items()}
+    norms = {name: np.linalg.norm(weight) for name, weight in weights.items()}
     return {name: round(float(np.linalg.norm(np.asarray(updates[name])) / norms[name]), 5) for name in updates}
 
 
-def _spectrum(update: NDArray[np.float64]) -> Run:
+def spectrum(update: NDArray[np.float64]) -> Run:
     """Give the error curve of one update, its numerical rank, and the rank that leaves an error of half."""
     errors, full = rank_errors(update), min(update.shape)
     return {
