@@ -41,6 +41,10 @@ FAMILIES = {  # by the beginning of a way's name: what it is called, and how it 
     "lora": ("LoRA on all layers", {"color": BLUE, "marker": "o", "linestyle": "-"}),
     "lora-qv": ("LoRA on q and v", {"color": VERMILLION, "marker": "s", "linestyle": "--"}),
 }
+BESIDE = {  # where the rank or width stands from its mark, in points; adapters 4 and LoRA 1 have nearly the same mark
+    "lora": (-10, 3),
+    "lora-qv": (0, -15),
+}
 METHODS = {  # the names of Hu et al., table 4, in families
     "fine-tuning": "full",
     "BitFit": "bitfit",
@@ -148,7 +152,8 @@ def scores_figure(runs: Sequence[Run], *, sentences: int | None = None) -> Figur
                 x, scores = mine[0][figure], [run["score"] for run in mine]
                 ax.plot([x] * len(scores), scores, **{**look, "linestyle": "none"}, alpha=0.3, markersize=4)
                 means.append((x, statistics.fmean(scores)))
-                ax.annotate(size(way), means[-1], (0, 8), textcoords="offset points", ha="center", fontsize=8.5)
+                place = BESIDE.get(name, (0, 8))
+                ax.annotate(size(way), means[-1], place, textcoords="offset points", ha="center", fontsize=8.5)
             (handles[label],) = ax.plot(*zip(*sorted(means), strict=True), **look, markersize=7)
         ax.set(xscale="log", xlabel=words)
     axes[0].set_ylabel("right answers")
@@ -211,8 +216,8 @@ def costs_figure(seconds: Mapping[str, Sequence[float]], memory: Mapping[str, tu
     """Draw what a training step takes, and the memory that training adds: measured beside predicted.
 
     Args:
-        seconds: by way, the seconds of a step in every round of a race; drawn as their median and quartiles, against
-            the median of full fine-tuning where it ran, or else of the first.
+        seconds: by way, the seconds of a step in every round of a race; drawn as a ratio to full fine-tuning in the
+            same round, or to the first way where that did not run: median and quartiles.
         memory: by way, bytes measured and bytes predicted.
 
     Raises:
@@ -221,13 +226,11 @@ def costs_figure(seconds: Mapping[str, Sequence[float]], memory: Mapping[str, tu
     if not seconds or not memory:
         raise ValueError("seconds and memory must hold a way at least, got none")
     fig, (left, right) = canvas(1, 2, width=WIDTH, height=0.34 * max(len(seconds), len(memory)) + 1.6)
-    base = statistics.median(seconds.get("full", next(iter(seconds.values()))))
-    for place, (way, some) in enumerate(seconds.items()):
-        _median_and_quartiles(left, place, [one / base for one in some], FAMILIES[family(way)][1])
+    base = "full" if "full" in seconds else next(iter(seconds))
+    for place, way in enumerate(seconds):
+        _median_and_quartiles(left, place, _ratios(seconds, way, base), FAMILIES[family(way)][1])
     _ways_down(left, list(seconds))
-    left.set(
-        xlabel=f"time of a step, {said('full') if 'full' in seconds else said(next(iter(seconds)))} = 1", xlim=(0, None)
-    )
+    left.set(xlabel=f"time of a step, {said(base)} = 1", xlim=(0, None))
     for place, (measured, predicted) in enumerate(memory.values()):
         right.plot([measured / 1e6], [place], "o", color=BLUE, label="measured" if not place else None)
         right.plot([predicted / 1e6], [place], "|", color=VERMILLION, markersize=15, markeredgewidth=2.5,
@@ -244,7 +247,7 @@ def latency_figure(races: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure
     The band is what two copies of the plain model differ by, so what is inside it is not told apart.
 
     Args:
-        races: by rows at once, and by name, seconds in every round; "plain" and "plain-again" among them.
+        races: by sentences at once, and by name, seconds in every round; "plain" and "plain-again" among them.
 
     Raises:
         ValueError: a race lacks one of the two.
@@ -266,13 +269,13 @@ def latency_figure(races: Mapping[int, Mapping[str, Sequence[float]]]) -> Figure
             _median_and_quartiles(ax, place, _ratios(seconds, name), look)
         ax.set_yticks(range(len(names)), [_served(name) for name in names])
         ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.set(title=f"{batch} row{'s' if batch > 1 else ''} at once", xlabel="time of an answer, plain model = 1")
+        ax.set(title=f"{batch} sentence{'s' if batch > 1 else ''} at once", xlabel="time of an answer, plain model = 1")
     return fig
 
 
-def _ratios(seconds: Mapping[str, Sequence[float]], name: str) -> list[float]:
-    """Give the ratio to the plain model, round by round."""
-    return [mine / plain for mine, plain in zip(seconds[name], seconds["plain"], strict=True)]
+def _ratios(seconds: Mapping[str, Sequence[float]], name: str, base: str = "plain") -> list[float]:
+    """Give the ratio to another of the race, by default the plain model, round by round."""
+    return [mine / its for mine, its in zip(seconds[name], seconds[base], strict=True)]
 
 
 def _served(name: str) -> str:

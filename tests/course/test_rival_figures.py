@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lora_lab.course import rival_figures
+from lora_lab.course.experiments.rival_costs import against
 from lora_lab.course.figures import png_bytes
 from lora_lab.course.papers import load_paper
 
@@ -79,12 +80,14 @@ def test_the_best_rate_of_each_way_is_circled():
     assert rival_figures.mean_by_rate(runs, "full") == {1e-4: pytest.approx(0.8), 1e-3: 0.9}
 
 
-def test_costs_are_drawn_against_full_and_beside_the_prediction():
+def test_costs_are_drawn_against_full_in_the_same_round_and_beside_the_prediction():
     seconds = {"head": [1.0, 1.0, 4.0], "full": [2.0, 4.0, 6.0]}
     memory = {"head": (2e6, 1e6), "full": (9e6, 8e6)}
     left, right = rival_figures.costs_figure(seconds, memory).axes
-    assert lines(left, "P")[0].get_xdata()[0] == 1 / 4
-    assert list(left.lines[0].get_xdata()) == [1 / 4, 2.5 / 4]  # from quartile to quartile
+    told = against(seconds, "head", base="full")  # in the same round: 1/2, 1/4, 2/3
+    assert lines(left, "P")[0].get_xdata()[0] == told["median"] == 1 / 2
+    assert list(left.lines[0].get_xdata()) == [told["lower"], told["upper"]] == pytest.approx([3 / 8, 7 / 12])
+    assert list(left.lines[2].get_xdata()) == [1, 1]  # full against itself
     assert lines(left, "X")[0].get_xdata()[0] == 1
     assert [line.get_xdata()[0] for line in lines(right, "o")] == [2, 9]
     assert [line.get_xdata()[0] for line in lines(right, "|")] == [1, 8]
@@ -101,7 +104,7 @@ def test_latency_is_compared_within_a_round_and_the_band_is_that_of_the_twin():
         "bottleneck-4": [1.25, 2.5, 5.0],
     }
     fig = rival_figures.latency_figure({1: seconds, 32: seconds})
-    for ax, title in zip(fig.axes, ("1 row at once", "32 rows at once"), strict=True):
+    for ax, title in zip(fig.axes, ("1 sentence at once", "32 sentences at once"), strict=True):
         assert ax.get_title(loc="left") == title
         beside, merged = lines(ax, "o")
         assert beside.get_xdata()[0] == 1.5
