@@ -29,6 +29,7 @@ class Letters:
     """A tokenizer of 128 tokens, one a character."""
 
     eos_token_id = 0
+    chat_template = None  # nothing ends an answer but the end-of-sequence token
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
