@@ -8,6 +8,7 @@ this: the packaged model answers a little differently from the original, which `
 
 import contextlib
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,18 +64,23 @@ def load_model(
             texts of thousands of tokens. Elsewhere it is what transformers prefers.
 
     Raises:
-        ValueError: an unknown source or name, a folder without a model, or a device that is not there.
-        OSError: the hub does not have the model, or cannot be reached.
+        ValueError: an unknown source or name, a folder without a model, one that is no causal language model, weights
+            that are damaged or not all there, or a device that is not there.
+        OSError: the hub does not have the model, or cannot be reached; a file of the folder cannot be read.
         lora_lab.assets.AssetError: the package cannot be fetched, or is not what it should be.
     """
     device = _usable(device) if device is not None else default_device()
     dtype = dtype if dtype is not None else default_dtype(device)
     attention = attention or ("eager" if device.type == "cpu" else None)
     source = source or source_of(name)
-    with _quiet_transformers(), _plain_words(name, source):
-        model = AutoModelForCausalLM.from_pretrained(
-            _location(name, source), dtype=dtype, attn_implementation=attention
+    place = _location(name, source)
+    with _quiet_transformers(), _plain_words(repr(str(name)), source):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        # A weight that the file lacks, or has in another shape, would be drawn at random without a word.
+        if odd := [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]:
+            raise ValueError(f"its file lacks {len(odd)} weights, or has another shape for them: {min(odd)!r} for one")
     if source == "package":
         model.name_or_path = model.config._name_or_path = MODELS[str(name)].hub_name
     return model.to(device).eval()
@@ -83,18 +89,25 @@ def load_model(
 def load_tokenizer(name: str | Path = DEFAULT_MODEL, *, source: str | None = None) -> PreTrainedTokenizerBase:
     """Give the tokenizer that belongs to ``load_model(name, source=source)``; arguments and errors are the same."""
     source = source or source_of(name)
-    with _quiet_transformers(), _plain_words(name, source):
-        return AutoTokenizer.from_pretrained(_location(name, source))
+    place = _location(name, source)
+    what = f"the tokenizer of {str(name)!r} (tokenizer.json, beside the model's config.json)"
+    with _quiet_transformers(), _plain_words(what, source):
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if not tokenizer.encode("a", add_special_tokens=False):  # what transformers makes of a folder without one
+            raise ValueError("there is none, or it knows no words")
+    return tokenizer
 
 
 def source_of(name: str | Path) -> str:
     """Say where a model of this name is, if nobody says: ``"package"``, ``"folder"`` or ``"hub"``, in this order.
 
-    A key of ``MODELS`` always means the package; to mean a folder of that name, write ``./`` before it.
+    A key of ``MODELS`` always means the package; to mean a folder of that name, write ``./`` before it. What cannot be
+    a name on the hub, which is ``owner/model`` or ``model``, means a folder even where there is none.
     """
     if str(name) in MODELS:
         return "package"
-    return "folder" if isinstance(name, Path) or Path(name).is_dir() else "hub"
+    is_path = isinstance(name, Path) or Path(name).is_dir() or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name)
+    return "folder" if is_path else "hub"
 
 
 def default_device() -> torch.device:
@@ -206,17 +219,18 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @contextlib.contextmanager
-def _plain_words(name: str | Path, source: str) -> Iterator[None]:
-    """Say of a name that was taken for one on the hub what else it was not, when the hub does not give the model."""
+def _plain_words(what: str, source: str) -> Iterator[None]:
+    """Say in one line what cannot be loaded and why; of a name taken for one on the hub, also what else it is not."""
     try:
         yield
-    except OSError as error:
-        if source != "hub":
-            raise
-        raise OSError(
-            f"name: {str(name)!r} could not be loaded from the hub, and it is no folder here and no packaged model "
-            f"({', '.join(MODELS)}). The hub's answer: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # transformers, tokenizers and safetensors raise errors of many kinds
+        kind = OSError if isinstance(error, OSError) else ValueError
+        words, reason = f"name: {what} could not be loaded", str(error).partition("\n")[0]
+        if source == "hub" and kind is OSError:
+            words += (
+                f" from the hub, and it is no folder here and no packaged model ({', '.join(MODELS)}). The hub's answer"
+            )
+        raise kind(f"{words}: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def test_the_hub_is_asked_for_the_original_weights(monkeypatch):
 
     def from_pretrained(name, **options):
         asked.append((name, options))
-        return tiny_model()
+        return tiny_model(), {"missing_keys": set(), "mismatched_keys": set()}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     load_model(source="hub", dtype=torch.float32, device="cpu")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -30,6 +31,8 @@ from lora_lab.lora import load_adapter, lora_layers
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 LINES = [{"prompt": f"Say {'abcdefghijklmnopqrst'[i]}", "completion": "abcdefghijklmnopqrst"[i]} for i in range(20)]
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 def jsonl(path, lines=LINES):
@@ -328,10 +331,52 @@ def test_a_name_says_where_the_model_is(folders, tmp_path, monkeypatch):
     assert source_of("smollm2-135m-instruct") == "package"
     assert source_of("./smollm2-135m-instruct") == "folder"
     assert source_of("openai-community/gpt2") == "hub"
-    with pytest.raises(OSError, match=r"name: 'no/where' could not be loaded from the hub, and it is no folder here"):
+    with pytest.raises(OSError, match=r"'no/where' .*could not be loaded from the hub, and it is no folder here"):
         load_tokenizer("no/where")
     with pytest.raises(ValueError, match=r"there is no config\.json in it"):
         load_model("./smollm2-135m-instruct")
+    for path in ("../nowhere", "some/deep/path", "C:\\models", "two words"):  # no such name is possible on the hub
+        assert source_of(path) == "folder"
+        with pytest.raises(ValueError, match=r"is not a model folder: there is no config\.json in it"):
+            load_tokenizer(path)
+
+
+def spoiled(folder, name: str, weight) -> None:
+    """Put ``weight`` in place of one of a folder's weights, or leave the weight out."""
+    weights = load_file(folder / "model.safetensors") | {name: weight}
+    kept = {key: value for key, value in weights.items() if value is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda folder: spoiled(folder, Q_PROJ, None), f"lacks 1 weights, .*: '{Q_PROJ}' for one"),
+        (lambda folder: spoiled(folder, Q_PROJ, torch.zeros(5, 32)), f"another shape for them: '{Q_PROJ}' for one"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 5000), "Error while deserializing header"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "Error no file named model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'), "Unrecognized configuration"),
+    ],
+    ids=["one missing", "another shape", "damaged", "none", "no causal model"],
+)
+def test_weights_that_are_not_all_there_are_refused_in_a_line(spoil, why, folders, tmp_path):
+    """What the file lacks would be drawn at random, and the adapter would be learned beside noise."""
+    folder = shutil.copytree(folders["llama"], tmp_path / "model")
+    spoil(folder)
+    with pytest.raises((ValueError, OSError), match=f"name: '.*model' could not be loaded: .*{why}") as caught:
+        load_model(folder, dtype=torch.float32, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_a_folder_without_a_tokenizer_is_refused_in_a_line(name, folders, tmp_path):
+    """For some architectures transformers raises an error of five lines, for others it makes an empty tokenizer."""
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    for path in [*folder.glob("*token*"), *folder.glob("*.jinja")]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"the tokenizer of '.*model' \(tokenizer\.json, beside .*could not") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_names_of_layers_that_are_not_there_are_answered_with_those_that_are(small, folders):
