@@ -161,7 +161,7 @@ def _add_experiments(parser: argparse.ArgumentParser) -> None:
             kind: dict[str, Any]
             default = option.default
             if isinstance(default, tuple):
-                kind = {"type": type(default[0]), "nargs": "+", "metavar": name.removesuffix("s").upper()}
+                kind = {"type": type(default[0]), "nargs": "+", "metavar": _singular(name).upper()}
             elif isinstance(default, bool):
                 kind = {"action": argparse.BooleanOptionalAction}
             else:
@@ -170,6 +170,11 @@ def _add_experiments(parser: argparse.ArgumentParser) -> None:
             words = f"{option.help} ({shown})".replace("%", "%%")
             command.add_argument(f"--{name.replace('_', '-')}", dest=name, default=default, help=words, **kind)
         command.set_defaults(carry_out=_experiment, experiment=experiment)
+
+
+def _singular(name: str) -> str:
+    """Give the name of one of several: a batch of ``batches``, a rate of ``rates``."""
+    return name.removesuffix("es") if name.endswith("ches") else name.removesuffix("s")
 
 
 def _experiment(options: argparse.Namespace) -> int:

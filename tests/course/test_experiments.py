@@ -276,6 +276,15 @@ class TestCommand:
         assert "usage: lora-lab experiment" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "one"), [("rival-costs", "--batches BATCH [BATCH ...]"), ("update-rank", "--ranks RANK [RANK ...]")]
+)
+def test_a_help_page_names_one_of_several_in_english(name, one, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["experiment", name, "--help"])
+    assert one in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_experiment_has_a_plan_with_seeds_and_says_what_it_measures(experiment):
     options = experiment.chosen({})
