@@ -4,14 +4,15 @@ A causal model's last layer, the head, turns each hidden vector into one number 
 SmolLM2. Only the positions that predict a token of the answer count, so only those go through the head.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
@@ -30,18 +31,34 @@ def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None =
     loss of ``model(input_ids, labels=...)`` where you want second derivatives.
 
     Args:
-        model: a causal model of transformers whose logits are its head applied to its decoder's output
-            (``check_plain_head`` says whether they are).
+        model: a causal model of transformers whose logits ``logits_of`` knows (``check_logits`` says whether it does).
         batch: (batch, tokens) tensors on the model's device.
         positions: how many positions go through the head at once, by default as many as make 8 million logits.
     """
     hidden, answers = answer_positions(model, batch)
-    head = model.get_output_embeddings()
-    size = positions or _positions_at_once(head)
-    weights = list(head.parameters())
+    head = functools.partial(logits_of, model)
+    size = positions or _positions_at_once(model)
+    weights = list(model.get_output_embeddings().parameters())
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, *weights))
     loss: Tensor = _LossInChunks.apply(head, size, answers, wanted, hidden, *weights)
     return loss
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    r"""Give the logits of hidden vectors, (…, features) to (…, vocabulary): the head's, finished as the model does it.
+
+    Cohere's models multiply them by ``logit_scale``, Granite's divide them by ``logits_scaling``, and Gemma's keep them
+    between −c and c by :math:`c \tanh(x / c)` (Gemma Team, 2024, Gemma 2). The configuration has the numbers.
+    """
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    config = model.config.get_text_config()
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits
 
 
 def answer_positions(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -59,7 +76,13 @@ class _LossInChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: nn.Module, size: int, answers: Tensor, wanted: bool, hidden: Tensor, *weights: Tensor
+        ctx: Any,
+        head: Callable[[Tensor], Tensor],
+        size: int,
+        answers: Tensor,
+        wanted: bool,
+        hidden: Tensor,
+        *weights: Tensor,
     ) -> Tensor:
         learning = [weight for weight in weights if weight.requires_grad]
         by_hidden = torch.zeros_like(hidden)
@@ -97,9 +120,9 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _positions_at_once(head: nn.Module) -> int:
+def _positions_at_once(model: PreTrainedModel) -> int:
     """Give the number of positions whose logits are in memory at a time."""
-    vocabulary: Any = head.out_features
+    vocabulary: Any = model.get_output_embeddings().out_features
     return max(1, LOGITS_AT_ONCE // int(vocabulary))
 
 
@@ -133,14 +156,13 @@ def score_answers(model: PreTrainedModel, examples: Sequence[Encoded], batch_siz
     """Give the loss and the right tokens of the answers of ``examples``, at least one, in evaluation mode."""
     was_training = model.training
     model.eval()
-    head = model.get_output_embeddings()
-    size = _positions_at_once(head)
+    size = _positions_at_once(model)
     total, right, tokens = 0.0, 0, 0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
         hidden, answers = answer_positions(model, batch.to(model.device))
         for piece, some in zip(hidden.split(size), answers.split(size), strict=True):
-            logits = head(piece)
+            logits = logits_of(model, piece)
             total += _cross_entropy(logits, some).item()
             right += int((logits.argmax(dim=-1) == some).sum())
         tokens += labelled_tokens(batch)
@@ -154,20 +176,20 @@ def labelled_tokens(batch: Batch) -> int:
 
 
 @torch.no_grad()
-def check_plain_head(model: PreTrainedModel) -> None:
-    """Raise ``ValueError`` unless the model's logits are its head applied to its decoder's output.
+def check_logits(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless the model's logits are those that ``logits_of`` makes of its decoder's output.
 
-    Some architectures scale or cap their logits after the head; for those ``answer_loss`` would be wrong, so it is
+    Some architectures do something else with them after the head; for those ``answer_loss`` would be wrong, so it is
     tried on eight tokens before training.
     """
     was_training = model.training
     model.eval()
     tokens = torch.arange(1, 9, device=model.device).unsqueeze(0)  # (1, 8)
     whole = model(input_ids=tokens, use_cache=False).logits
-    parts = model.get_output_embeddings()(model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state)
+    parts = logits_of(model, model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state)
     model.train(was_training)
     if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3, equal_nan=True):
         raise ValueError(
-            f"model: {type(model).__name__} changes its logits after the head (scaling or a cap), "
-            "which this loss does not do; choose a model without it"
+            f"model: {type(model).__name__} changes its logits after the head in a way that this loss does not know; "
+            "choose a model of another architecture"
         )

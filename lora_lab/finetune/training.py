@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_lab.finetune.checkpoint import (
+    FILE_NAME,
     Checkpoint,
     copy_into,
     load_checkpoint,
@@ -33,11 +34,12 @@ from lora_lab.finetune.checkpoint import (
     trainable,
 )
 from lora_lab.finetune.encoding import Batch, Encoded, collate
-from lora_lab.finetune.loss import answer_loss, check_plain_head, labelled_tokens, score_answers
+from lora_lab.finetune.loss import answer_loss, check_logits, labelled_tokens, score_answers
 from lora_lab.finetune.memory import OutOfMemoryError, advice, is_out_of_memory
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.lora import lora_layers
+from lora_lab.lora.targets import plain
 
 LEAN = ("group_by_length", "gradient_checkpointing", "compile")  # settings that save time or memory
 GROUPED = 16  # batches whose examples are sorted by length together
@@ -188,7 +190,7 @@ def train(
         raise ValueError("model: its LoRA layers are merged or disabled and would not learn; switch them on first")
     _check_readable(model, examples, "examples")
     _check_readable(model, validation, "validation")
-    check_plain_head(model)
+    check_logits(model)
     if folder:
         prepare_folder(Path(folder))
     run = _Run(model, parameters, list(examples), list(validation), settings, Path(folder) if folder else None)
@@ -361,7 +363,7 @@ class _Run:
             if checkpoint.record["identity"].get(name) != mine:
                 theirs = checkpoint.record["identity"].get(name)
                 raise ValueError(
-                    f"folder: {self.folder} holds a run with another {name} ({theirs}, not {mine}); "
+                    f"folder: {self.folder} holds another run, which differs in {name} ({theirs}, not {mine}); "
                     "choose another folder, or move that run away"
                 )
         copy_into(self.parameters, checkpoint.tensors, prefix="parameter.")
@@ -387,14 +389,18 @@ class _Run:
         places = batch_indices(len(self.examples), min(self.done, self.steps - 1), settings, self.lengths)
         rows, longest = settings.micro_batch_size or len(places), max(self.lengths[place] for place in places)
         helps = advice(self.model, min(rows, len(places)), longest, recomputed=settings.gradient_checkpointing)
-        kept = f". The last checkpoint in {self.folder} is untouched" if self.folder else ""
-        return OutOfMemoryError(f"step {self.done + 1} of {self.steps}: out of memory. {helps}{kept}")
+        return OutOfMemoryError(f"step {self.done + 1} of {self.steps}: out of memory. {helps}{self._kept()}")
 
     def _save(self, folder: Path) -> None:
         tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in self.parameters.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         record = {"identity": self.identity, "done": self.done, "history": asdict(self.history)}
         save_checkpoint(folder, Checkpoint({**tensors, **optimizer_tensors(self.optimizer)}, record))
+
+    def _kept(self) -> str:
+        """Say that there is a checkpoint to go on from, if there is one."""
+        there = self.folder and (self.folder / FILE_NAME).exists()
+        return f". The last checkpoint in {self.folder} is untouched" if there else ""
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -405,11 +411,10 @@ class _Run:
                 f"{where} Nothing has been changed yet, so it is the model's own weights: NaN or infinity is among "
                 "them, or they overflow in their type. Load the model again; instead of float16 use bfloat16 or float32"
             )
-        kept = f" The last checkpoint in {self.folder} is untouched." if self.folder else ""
         raise DivergedError(
             f"{where} The weights are those of step {self.done}. Lower learning_rate "
             f"(now {self.settings.learning_rate:g}) or raise warmup (now {self.settings.warmup:g}); with float16 "
-            f"weights, use bfloat16 or float32.{kept}"
+            f"weights, use bfloat16 or float32{self._kept()}"
         )
 
 
@@ -434,7 +439,7 @@ def _check_readable(model: PreTrainedModel, examples: Sequence[Encoded], name: s
     limit = context_length(model)
     if limit is not None and longest > limit:
         raise ValueError(f"{name}: the longest has {longest} tokens, and the model reads at most {limit}")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary: Any = plain(model.get_input_embeddings()).num_embeddings  # it may be adapted itself
     for token in {token for example in examples for token in example.tokens}:
         if token not in range(vocabulary):
             raise ValueError(f"{name}: token {token} is in one, and the model knows 0 to {vocabulary - 1}")

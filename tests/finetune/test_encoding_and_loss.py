@@ -6,11 +6,20 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from lora_lab.finetune import Encoded, answer_loss, collate, encode, encode_prompt, labelled_tokens, train
 from lora_lab.finetune.encoding import IGNORED
-from lora_lab.finetune.loss import check_plain_head
+from lora_lab.finetune.loss import answer_positions, check_logits, logits_of, score_answers
 from lora_lab.lora import LoRAConfig, attach
 from tests.finetune.conftest import tiny_model
 
@@ -76,7 +85,44 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
 
 
-@pytest.mark.parametrize("make", [tiny_model, lambda: tiny_model(tie_word_embeddings=False), gpt2])
+def finished(model, config, **how):
+    """Make a model of a class that does ``how`` to its logits, with logits large enough for it to count."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "tie_word_embeddings": False}
+    torch.manual_seed(0)
+    made = model(config(**{**sizes, **heads, **how})).eval()
+    with torch.no_grad():
+        made.get_output_embeddings().weight.mul_(20)
+    return made
+
+
+def gemma2() -> Gemma2ForCausalLM:
+    return finished(Gemma2ForCausalLM, Gemma2Config, final_logit_softcapping=1.5)
+
+
+def cohere() -> CohereForCausalLM:
+    return finished(CohereForCausalLM, CohereConfig, logit_scale=0.25)
+
+
+def granite() -> GraniteForCausalLM:
+    return finished(GraniteForCausalLM, GraniteConfig, logits_scaling=4.0)
+
+
+@pytest.mark.parametrize("make", [gemma2, cohere, granite])
+def test_logits_are_finished_as_the_model_does_it(make):
+    model = make()
+    check_logits(model)
+    with torch.no_grad():
+        theirs = model(BATCH.input_ids, attention_mask=BATCH.attention_mask, labels=BATCH.labels).loss.item()
+    examples = [Encoded((5, 6, 7, 8, 9), 2), Encoded((9, 10, 11), 1), Encoded((3, 4), 1)]  # those of BATCH
+    assert score_answers(model, examples, 2).loss == pytest.approx(theirs, rel=1e-5)
+    hidden, _ = answer_positions(model, BATCH)
+    assert (logits_of(model, hidden) - model.lm_head(hidden)).abs().max() > 0.5  # or nothing would be tested
+
+
+@pytest.mark.parametrize(
+    "make", [tiny_model, lambda: tiny_model(tie_word_embeddings=False), gpt2, gemma2, cohere, granite]
+)
 def test_the_loss_and_its_gradients_are_those_of_transformers(make):
     """The oracle computes the head at every position and averages; ours does neither."""
     model = make().double()
@@ -167,13 +213,15 @@ def test_a_model_that_changes_its_logits_after_the_head_is_refused():
             output.logits = 2 * torch.tanh(output.logits / 2) + 1
             return output
 
-    check_plain_head(tiny_model())
-    with pytest.raises(ValueError, match="Capped changes its logits after the head"):
+    check_logits(tiny_model())
+    with pytest.raises(
+        ValueError, match="Capped changes its logits after the head in a way that this loss does not know"
+    ):
         train(Capped(tiny_model().config), EXAMPLES, progress=False)
 
 
 def test_the_check_leaves_the_mode_as_it_was():
     model = tiny_model().train()
-    check_plain_head(model)
+    check_logits(model)
     assert model.training
     assert all(module.training for module in model.modules() if isinstance(module, nn.Linear))

@@ -169,7 +169,7 @@ def test_the_same_job_again_goes_on_and_another_is_refused(small):
     first = job.run(small, progress=False)
     again = job.run(small, progress=False)
     assert again.history == first.history
-    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+    with pytest.raises(ValueError, match="holds another run, which differs in learning_rate"):
         job.run(job.Job(**{**vars(small), "learning_rate": 1e-4}), progress=False)
 
 
@@ -189,7 +189,7 @@ def test_the_baselines_are_asked_with_the_adapter_off_and_the_trained_model_with
 def test_another_job_is_refused_before_any_question_is_asked(small, monkeypatch):
     job.run(small, progress=False)
     monkeypatch.setattr(job, "evaluate", None)
-    with pytest.raises(ValueError, match="holds a run with another learning_rate"):
+    with pytest.raises(ValueError, match="holds another run, which differs in learning_rate"):
         job.run(replace(small, learning_rate=1e-4), progress=False)
 
 

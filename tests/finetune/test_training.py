@@ -243,11 +243,14 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"settings": replace(SETTINGS, learning_rate=1e-3)}, "another learning_rate .0.01, not 0.001."),
-        ({"examples": examples(23)}, "another examples"),
-        ({"validation": examples(2)}, "another validation"),
-        ({"rank": 2}, "another structure"),
-        ({"base": 1}, "another frozen weights"),
+        (
+            {"settings": replace(SETTINGS, learning_rate=1e-3)},
+            "another run, which differs in learning_rate .0.01, not 0.001.",
+        ),
+        ({"examples": examples(23)}, "differs in examples"),
+        ({"validation": examples(2)}, "differs in validation"),
+        ({"rank": 2}, "differs in structure"),
+        ({"base": 1}, "differs in frozen weights"),
     ],
 )
 def test_a_folder_with_another_run_is_refused_and_kept(change, what, tmp_path):
@@ -427,7 +430,7 @@ def test_a_run_that_stops_early_ends_at_the_same_weights_wherever_it_was_interru
     assert same(weights(resumed), weights(whole))
     assert (history.losses, history.validation) == (expected.losses, expected.validation)
     assert (history.accuracy, history.best_step) == (expected.accuracy, expected.best_step)
-    with pytest.raises(ValueError, match=r"another patience .2, not 3."):
+    with pytest.raises(ValueError, match=r"differs in patience .2, not 3."):
         train(resumed, examples(), replace(PATIENT, patience=3), validation=held_out, folder=tmp_path, progress=False)
 
 
@@ -509,6 +512,16 @@ def test_no_examples_and_nothing_to_train_are_refused(model):
 def test_weights_that_overflow_in_the_middle_name_the_learning_rate(model):
     with pytest.raises(DivergedError, match=r"The weights are those of step \d+\. Lower learning_rate \(now 1e\+30\)"):
         train(model, examples(), replace(SETTINGS, learning_rate=1e30), progress=False)
+
+
+@pytest.mark.parametrize("every", [1, 25])
+def test_a_checkpoint_is_spoken_of_only_where_there_is_one(every, tmp_path):
+    settings = replace(SETTINGS, learning_rate=1e30, checkpoint_every=every)
+    with pytest.raises(DivergedError) as caught:
+        train(tiny_lora(), examples(), settings, folder=tmp_path, progress=False)
+    there = (tmp_path / FILE_NAME).exists()
+    assert there == (every == 1)
+    assert str(caught.value).endswith(f"The last checkpoint in {tmp_path} is untouched") == there
 
 
 def test_base_weights_that_are_all_nan_are_named_and_not_the_head(model):
