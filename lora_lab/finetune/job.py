@@ -6,10 +6,11 @@ model is the untouched one to the last bit, so the baselines can come after the 
 folder or the options is found in seconds.
 """
 
+import contextlib
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,7 +113,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
     tokenizer = load_tokenizer(job.model, source=job.source)
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
 
-    attach(model, config, generator=torch.Generator().manual_seed(job.seed))
+    with as_options():
+        attach(model, config, generator=torch.Generator().manual_seed(job.seed))
     counts = account(model)
     encoded, validation = (
         [encode(tokenizer, task.messages(example), example.query) for example in chosen]
@@ -182,8 +184,19 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 
 
 def as_targets(names: tuple[str, ...]) -> Targets:
-    """Give names of layers as ``LoRAConfig`` takes them, where ``all-linear`` is no name."""
+    """Give names of layers as ``LoRAConfig`` takes them, where ``all-linear`` is no name and stands alone."""
+    if "all-linear" in names and len(names) > 1:
+        raise ValueError(f"targets: got {' '.join(names)}; all-linear stands alone, without names of layers")
     return "all-linear" if names == ("all-linear",) else names
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Let what the library says of a ``LoRAConfig`` speak of options: of a wrong value, and of ``ranks``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:  # TypeError: a target is a layer of another kind
+        raise ValueError(str(error).replace("rank_pattern", "ranks")) from error
 
 
 def ran_on(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -225,7 +225,9 @@ def _plain_words(what: str, source: str) -> Iterator[None]:
         yield
     except Exception as error:  # transformers, tokenizers and safetensors raise errors of many kinds
         kind = OSError if isinstance(error, OSError) else ValueError
-        words, reason = f"name: {what} could not be loaded", str(error).partition("\n")[0]
+        words, (reason, _, more) = f"name: {what} could not be loaded", str(error).partition("\n")
+        if reason.rstrip().endswith(":"):  # what comes next is the reason
+            reason = " ".join(f"{reason} {more}".split())
         if source == "hub" and kind is OSError:
             words += (
                 f" from the hub, and it is no folder here and no packaged model ({', '.join(MODELS)}). The hub's answer"

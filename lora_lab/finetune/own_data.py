@@ -20,7 +20,7 @@ from lora_lab.finetune.corpus import Corpus, Example, encode_file, share_out
 from lora_lab.finetune.data import read_data
 from lora_lab.finetune.encoding import Encoded
 from lora_lab.finetune.evaluation import generate
-from lora_lab.finetune.job import as_targets, dtype_named, ran_on, write_json
+from lora_lab.finetune.job import as_options, as_targets, dtype_named, ran_on, write_json
 from lora_lab.finetune.loss import AnswerScore, score_answers
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.model_card import model_card
@@ -200,7 +200,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
     if progress:
         print(corpus.report(), flush=True)
 
-    attach(model, config, generator=torch.Generator().manual_seed(job.seed))
+    with as_options():
+        attach(model, config, generator=torch.Generator().manual_seed(job.seed))
     counts = account(model)
     train_on, validation = ([example.encoded for example in side] for side in (corpus.train, corpus.validation))
     different = list({example.record.fingerprint: example for example in corpus.validation}.values())
@@ -299,9 +300,9 @@ def greedy_answers(
 
 def _config(job: Job) -> LoRAConfig:
     """Give the description of the adapter."""
-    return LoRAConfig(
-        rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets), rank_pattern=job.ranks, dropout=job.dropout
-    )
+    targets = as_targets(job.targets)
+    with as_options():
+        return LoRAConfig(rank=job.rank, alpha=job.alpha, targets=targets, rank_pattern=job.ranks, dropout=job.dropout)
 
 
 def _settings(job: Job) -> Settings:

@@ -21,6 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lora_lab.cli import main
 from lora_lab.finetune import load_model, load_tokenizer, own_data
 from lora_lab.finetune.corpus import encode_file, share_out
 from lora_lab.finetune.data import DataError, read_data
@@ -377,13 +378,37 @@ def test_a_folder_without_a_tokenizer_is_refused_in_a_line(name, folders, tmp_pa
     with pytest.raises(ValueError, match=r"the tokenizer of '.*model' \(tokenizer\.json, beside .*could not") as caught:
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
+    assert not str(caught.value).endswith(":")
 
 
 def test_names_of_layers_that_are_not_there_are_answered_with_those_that_are(small, folders):
     with pytest.raises(ValueError, match=r"'q_proj' names no layer of GPT2LMHeadModel.*Its layers: .*c_attn ×2"):
         run(replace(small, model=str(folders["gpt2"]), targets=("q_proj", "v_proj")), progress=False)
-    with pytest.raises(ValueError, match="rank_pattern: 'k_proj' matches no adapted layer"):
+    with pytest.raises(ValueError, match=r"^ranks: 'k_proj' matches no adapted layer"):
         run(replace(small, targets=("q_proj",), ranks=(("k_proj", 3),)), progress=False)
+
+
+def test_a_target_that_is_no_layer_to_adapt_is_refused_in_a_line(small, capsys):
+    words = f"finetune --data {small.data} --model {small.model} --output {small.output} --targets input_layernorm"
+    assert main(words.split()) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("lora-lab: targets: 'model.layers.0.input_layernorm' must be one of torch.nn.Linear")
+    assert not (small.output / "adapter").exists()
+
+
+def test_the_embedding_learns_too_if_it_is_named(small, folders, tmp_path):
+    peft = pytest.importorskip("peft")
+    folder = shutil.copytree(folders["llama"], tmp_path / "untied")
+    tiny_model(tie_word_embeddings=False).save_pretrained(folder)
+    run(replace(small, model=str(folder), targets=("embed_tokens",)), progress=False)
+    tokens = torch.arange(10, 60)[None]
+    ours, base = (load_model(folder, dtype=torch.float32, device="cpu") for _ in range(2))
+    with torch.no_grad():
+        untouched = base(tokens).logits
+        tuned = load_adapter(ours, small.output / "adapter")(tokens).logits
+        theirs = peft.PeftModel.from_pretrained(base, small.output / "adapter").eval()(tokens).logits
+    torch.testing.assert_close(tuned, theirs, rtol=1e-4, atol=1e-5)
+    assert (tuned - untouched).abs().max() > 1e-2
 
 
 # --- stopping, going on, samples
@@ -543,6 +568,8 @@ def test_the_card_of_the_packaged_model_names_the_base_on_the_hub_and_says_that_
     ("change", "what"),
     [
         ({"rank": 0}, "rank must be at least 1"),
+        ({"ranks": (("q_proj", 0),)}, r"^ranks\['q_proj'\] must be at least 1, got 0"),
+        ({"targets": ("all-linear", "lm_head")}, "targets: got all-linear lm_head; all-linear stands alone"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"dtype": "float8"}, "dtype: got 'float8', takes one of"),
         ({"epochs": 0}, "epochs: got 0"),
