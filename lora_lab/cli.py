@@ -137,10 +137,13 @@ def _run(options: argparse.Namespace) -> int:
 def _finetune(options: argparse.Namespace) -> int:
     """Fine-tune a model; leave the adapter, the metrics and the training curve in a folder."""
     from lora_lab.course.training_figures import training_curve, training_curves
-    from lora_lab.finetune import job_options, own_data
+    from lora_lab.finetune import job_options, own_data, processes
 
-    kind, job = job_options.chosen(options)
-    result = kind.run(job)
+    with processes.joined():
+        kind, job = job_options.chosen(options)
+        result = kind.run(job)
+        if not processes.is_first():
+            return 0
     draw = training_curves if kind is own_data else training_curve
     draw(result.history).savefig(result.folder / "training.png")
     print(kind.summary(result))
@@ -157,6 +160,8 @@ def _add_experiments(parser: argparse.ArgumentParser) -> None:
         command = commands.add_parser(experiment.name, help=experiment.purpose, description=f"{experiment.purpose}.")
         text = "it is stored as data/results/NAME.json (%(default)s)"
         command.add_argument("--name", default=experiment.name, dest="result", help=text)
+        text = "processes that measure runs side by side, which pays on a GPU (%(default)s)"
+        command.add_argument("--jobs", type=int, default=1, help=text)
         for name, option in experiment.options.items():
             kind: dict[str, Any]
             default = option.default
@@ -183,7 +188,7 @@ def _experiment(options: argparse.Namespace) -> int:
 
     experiment, command = options.experiment, shlex.join(["lora-lab", *options.arguments])
     chosen = {name: getattr(options, name) for name in experiment.options}
-    print(run_experiment(experiment, options.result, command, **chosen))
+    print(run_experiment(experiment, options.result, command, jobs=options.jobs, **chosen))
     return 0
 
 
@@ -198,16 +203,17 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
 
     step = commands.add_parser("step", help="a fine-tuning step beside PEFT's, and beside full fine-tuning")
     step.add_argument("--rounds", type=int, default=5, help="turns of each way (%(default)s)")
-    step.add_argument(
-        "--steps", type=int, default=14, help="steps of a turn, of which two are not counted (%(default)s)"
-    )
+    step.add_argument("--steps", type=int, default=14, help="steps of a turn (%(default)s)")
+    step.add_argument("--warm-up", type=int, default=2, help="the first of them, which are not counted (%(default)s)")
     step.add_argument("--batch", type=int, default=8, help="examples a step (%(default)s)")
     step.add_argument("--rank", type=int, default=8, help="rank of each update (%(default)s)")
     step.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="type of the weights (what the device is fast at)"
     )
     step.add_argument("--threads", type=int, help="threads of PyTorch (its own choice)")
-    step.add_argument(
+    what = step.add_mutually_exclusive_group()
+    what.add_argument("--compile", action="store_true", help="also ours with its blocks compiled")
+    what.add_argument(
         "--pieces",
         action="store_true",
         help="ours with one piece of it taken out, or one option on, in place of rivals",
@@ -232,10 +238,12 @@ def _bench_step(options: argparse.Namespace) -> int:
     """Measure, and print a table and what it comes to."""
     from lora_lab.course import step_benchmark
 
-    names = ("steps", "batch", "rank", "dtype", "threads")
+    names = ("steps", "warm_up", "batch", "rank", "dtype", "threads")
     plan = step_benchmark.Plan(**{name: getattr(options, name) for name in names})
     command = shlex.join(["lora-lab", *options.arguments])
     ways = (step_benchmark.OURS, *step_benchmark.PIECES) if options.pieces else step_benchmark.WAYS
+    if options.compile:
+        ways = (*ways, step_benchmark.COMPILED)
     runs = step_benchmark.bench_step(command, rounds=options.rounds, plan=plan, ways=ways, output=options.output)
     print(step_benchmark.table(runs), step_benchmark.verdict(runs), sep="\n\n")
     return 0

@@ -3,8 +3,8 @@
 ``bench_step`` measures and stores; ``table``, ``verdict`` and ``step_bench_figure`` say what was measured. All ways get
 the same model, the same examples in the same order, the same batch, the same types and the same numbers of AdamW. Each
 turn is a process of its own, ``python -m lora_lab.course.step_benchmark``: so none finds another's memory, and the ways
-take turns, round by round. Memory is measured in turns of its own, in which the allocator gives back at once what is
-free, because that makes a step slower.
+take turns, round by round. A GPU's allocator counts what it gives in every turn. On a CPU memory is the resident set's,
+measured in turns of its own, in which the allocator gives back at once what is free: that makes a step slower.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ OURS, TRAINER, LOOP, FULL = "lora-lab", "PEFT, Trainer", "PEFT, a loop by hand",
 WAYS = (OURS, TRAINER, LOOP, FULL)
 EVERY = (*WAYS, *PIECES)
 TARGETS = ("q_proj", "v_proj")
-MATMUL = 2048  # the side of the square matrices whose product says how fast the machine multiplies
+MATMUL = {"cpu": 2048, "cuda": 8192}  # the side of square matrices whose product says how fast a device multiplies
+COMPILED = "blocks compiled"  # the piece that ``--compile`` runs beside the rivals
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ def bench_step(
         for way in places:
             runs.append({**_in_process(way, plan), "round": round_})
             _say(f"round {round_ + 1} of {rounds}, {way}: {tokens_per_second(runs[-1]):,.0f} tokens/s")
-    memory = {way: _in_process(way, plan, memory=True)["memory"] for way in ways}
+    alone = {run["way"] for run in runs if "memory" not in run}
+    memory = {way: _in_process(way, plan, memory=True)["memory"] for way in ways if way in alone}
     for run in runs:
-        run["memory"] = memory[run["way"]]
+        run.setdefault("memory", memory.get(run["way"]))
     if output is not None:
         path = results_folder() / f"{output}.json"
         provenance = _provenance(command, runs[0]) | {"plan": asdict(plan)}
@@ -125,10 +127,11 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
         memory: measure memory, and no times.
 
     Returns:
-        "seconds" and "tokens" of each step that counts, without padding; "loss", the mean loss of held-out examples
-        after the last step; "flops" of a step and "products", what the machine multiplies in a second, in
-        floating-point operations; or "memory", the peak above the weights in bytes (on a CPU the rise of the
-        resident set, on CUDA that of what torch has allocated).
+        "seconds" and "tokens" of each step that counts, without padding; "first", the seconds of those that do not, in
+        which things are set up or compiled; "loss", the mean loss of held-out examples after the last step; "flops" of
+        a step and "products", what the machine multiplies in a second, in floating-point operations. On CUDA "memory"
+        too, the peak above the weights in bytes of what torch has allocated. With ``memory`` that alone; on a CPU it is
+        the rise of the resident set.
 
     Raises:
         ValueError: there is no such way.
@@ -148,16 +151,20 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
         for some in (task.train(plan.batch * plan.steps), task.validation(4 * plan.batch))
     )
     model = _loaded(way, plan)
-    before = _memory_from_here(model) if memory else 0
+    on_gpu = model.device.type == "cuda"
+    before = _memory_from_here(model) if memory or on_gpu else 0
     train = {LOOP: _train_by_hand, TRAINER: _train_with_trainer}.get(way, _train_ours)
     trained, seconds = train(model, examples, way, plan)
     where: Run = {"way": way, "device": str(trained.device), "dtype": str(trained.dtype).removeprefix("torch.")}
     where["threads"] = torch.get_num_threads()
+    if memory or on_gpu:
+        where["memory"] = _memory_peak(trained) - before
     if memory:
-        return {**where, "memory": _memory_peak(trained) - before}
+        return where
     tokens = [sum(len(example.tokens) for example in batch) for batch in _in_order(examples, plan, way)]
     return {
         **where,
+        "first": round(sum(seconds[: plan.warm_up]), 3),
         "seconds": [round(second, 5) for second in seconds[plan.warm_up :]],
         "tokens": tokens[plan.warm_up :],
         "loss": round(mean_loss(trained, held_out, plan.batch), 4),
@@ -166,9 +173,11 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
     }
 
 
-def products_per_second(device: torch.device, dtype: torch.dtype, side: int = MATMUL, repeats: int = 5) -> float:
+def products_per_second(device: torch.device, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
     """Give the floating-point operations a second of a product of two square matrices: 2 · side³ over its time."""
     import torch
+
+    side = side or MATMUL[device.type]
 
     A, B = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     taken = []

@@ -22,6 +22,7 @@ from lora_lab.finetune.evaluation import Answered, Evaluation, ask, evaluate, ge
 from lora_lab.finetune.loss import answer_loss, labelled_tokens
 from lora_lab.finetune.memory import OutOfMemoryError
 from lora_lab.finetune.model import MODELS, default_device, default_dtype, has_bfloat16, load_model, load_tokenizer
+from lora_lab.finetune.processes import LostProcessError
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.reviews import Reviews, load_reviews
 from lora_lab.finetune.splits import balanced_subset, majority_accuracy, split_of
@@ -40,6 +41,7 @@ __all__ = [
     "Example",
     "History",
     "Labelled",
+    "LostProcessError",
     "MeanPooledClassifier",
     "OutOfMemoryError",
     "Progress",

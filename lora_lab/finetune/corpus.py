@@ -1,12 +1,12 @@
 """From a data file to what a run learns from and is judged by: encoded, split, and all that is left out reported."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_lab.finetune.data import BadLine, DataError, DataFile, Record, counted, duplicates, hold_out
+from lora_lab.finetune.data import BadLine, DataError, DataFile, Record, Turn, counted, duplicates, hold_out
 from lora_lab.finetune.encoding import Encoded, encode, encode_text, end_token
 
 LISTED = 20  # line numbers that a report spells out
@@ -47,22 +47,26 @@ class Corpus:
     Attributes:
         source: the file with the training examples.
         judge: the file with the validation examples, if they have one of their own.
+        exam: the file with the test examples, if there is one.
         limit: the most tokens an example may have, ``None`` for no limit.
         train: examples to learn from.
-        validation: examples that are not learned from.
-        known: lines left out of training because the file of the validation examples has the same example.
+        validation: examples that are not learned from, by which the best weights are chosen.
+        test: examples that nothing is chosen by.
+        known: lines of ``source`` left out because the file of the validation or of the test examples has the same.
     """
 
     source: Source
     judge: Source | None
+    exam: Source | None
     limit: int | None
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
+    test: tuple[Example, ...]
     known: tuple[int, ...]
 
     def facts(self) -> dict[str, Any]:
         """Give what was read, left out and used, as plain JSON values."""
-        sources = [source for source in (self.source, self.judge) if source is not None]
+        sources = [source for source in (self.source, self.judge, self.exam) if source is not None]
         return {
             "files": [
                 {
@@ -77,9 +81,10 @@ class Corpus:
             ],
             "format": "chat template" if self.source.template else "plain text",
             "most tokens": self.limit,
-            "also in the validation file": list(self.known),
+            "also in the validation or test file": list(self.known),
             "train": len(self.train),
             "validation": len(self.validation),
+            "test": len(self.test),
         }
 
     def report(self) -> str:
@@ -98,9 +103,10 @@ class Corpus:
                 keys = ", ".join(f"{key} ({count})" for key, count in file["ignored keys"].items())
                 lines.append(f"  keys that are not read: {keys}")
         if self.known:
-            other = facts["files"][1]["name"]
-            lines.append(f"  {len(self.known)} left out of training, for {other} has them too: {_lines(self.known)}")
-        lines.append(f"{len(self.train)} to learn from, {len(self.validation)} to validate with")
+            others = " or ".join(file["name"] for file in facts["files"][1:])
+            lines.append(f"  {len(self.known)} left out of training, for {others} has them too: {_lines(self.known)}")
+        tested = f", {len(self.test)} to test with" if self.test else ""
+        lines.append(f"{len(self.train)} to learn from, {len(self.validation)} to validate with{tested}")
         return "\n".join(lines)
 
 
@@ -132,7 +138,30 @@ def encode_file(tokenizer: PreTrainedTokenizerBase, file: DataFile) -> Source:
     return Source(file, tuple(encoded), template)
 
 
-def share_out(source: Source, judge: Source | None, validation: int | float, limit: int | None) -> Corpus:
+def with_shots(
+    tokenizer: PreTrainedTokenizerBase, record: Record, shots: Sequence[Record], *, template: bool
+) -> Encoded:
+    """Give an example with solved examples before its question, as few-shot prompts have them.
+
+    Through a chat template they are earlier turns, after the system's if the example has one; as plain text they are
+    paragraphs.
+
+    Raises:
+        ValueError: the chat template refuses the conversation.
+    """
+    if not template:
+        before = "".join(f"{shot.prompt}{shot.answer}\n\n" for shot in shots)
+        return encode_text(tokenizer, f"{before}{record.prompt}", record.answer)
+    turns = [turn for turn in record.turns if turn.role == "system"]
+    for shot in shots:
+        turns += [turn for turn in shot.turns if turn.role != "system"] + [Turn("assistant", shot.answer)]
+    turns += [turn for turn in record.turns if turn.role != "system"]
+    return encode(tokenizer, [turn._asdict() for turn in turns], record.answer)
+
+
+def share_out(
+    source: Source, judge: Source | None, validation: int | float, limit: int | None, exam: Source | None = None
+) -> Corpus:
     """Leave out what is too long, and part the rest into examples to learn from and examples to validate with.
 
     No example is on both sides, not even as a copy on another line or in another file.
@@ -142,25 +171,33 @@ def share_out(source: Source, judge: Source | None, validation: int | float, lim
         judge: the validation examples, where they have a file of their own.
         validation: how many, or which share, of the examples of ``source`` to validate with, if ``judge`` is None.
         limit: the most tokens of an example.
+        exam: the test examples, if there is a file with some.
 
     Raises:
         ValueError: every example of a file is too long, or none is left to learn from.
     """
-    examples = _short_enough(source, limit)
+    held_back = {record.fingerprint for other in (judge, exam) if other is not None for record in other.file.records}
+    found = _short_enough(source, limit)
+    examples = [example for example in found if example.record.fingerprint not in held_back]
+    known = tuple(example.record.line for example in found if example.record.fingerprint in held_back)
+    if not examples:
+        which = " and the ".join(name for name, file in (("validation", judge), ("test", exam)) if file is not None)
+        raise ValueError(f"{source.file.name}: no example is left to learn from, the {which} file has all of them")
+    test = _by_text(_short_enough(exam, limit) if exam is not None else ())
     if judge is None:
         held = hold_out([example.record for example in examples], validation)
-        known: tuple[int, ...] = ()
         chosen = tuple(example for example, out in zip(examples, held, strict=True) if out)
         train = tuple(example for example, out in zip(examples, held, strict=True) if not out)
     else:
-        chosen = _short_enough(judge, limit)
-        judged = {record.fingerprint for record in judge.file.records}
-        known = tuple(example.record.line for example in examples if example.record.fingerprint in judged)
-        train = tuple(example for example in examples if example.record.fingerprint not in judged)
-    if not train:
-        raise ValueError(f"{source.file.name}: no example is left to learn from, the validation file has all of them")
-    chosen = tuple(sorted(chosen, key=lambda example: example.record.fingerprint))
-    return Corpus(source, judge, limit, train, chosen, known)
+        tested = {example.record.fingerprint for example in test}
+        chosen = tuple(one for one in _short_enough(judge, limit) if one.record.fingerprint not in tested)
+        train = tuple(examples)
+    return Corpus(source, judge, exam, limit, train, _by_text(chosen), test, known)
+
+
+def _by_text(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """Give examples in the order of their fingerprints, so that the first of them are a fair sample."""
+    return tuple(sorted(examples, key=lambda example: example.record.fingerprint))
 
 
 def _short_enough(source: Source, limit: int | None) -> tuple[Example, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lora_lab.finetune import processes
 from lora_lab.finetune.encoding import encode
 from lora_lab.finetune.evaluation import Evaluation, evaluate
 from lora_lab.finetune.model import DEFAULT_MODEL, load_model, load_tokenizer, source_of
@@ -76,7 +77,7 @@ class Job:
     validate_every: int = 30
     seed: int = 0
     test: int = 64
-    shots: int = 4
+    shots: int = 8
     baselines: bool = True
 
 
@@ -94,13 +95,18 @@ class Result:
 def run(job: Job, *, progress: bool = True) -> Result:
     """Carry out ``job`` and write ``adapter/``, ``checkpoint.safetensors`` and ``metrics.json`` into its folder.
 
+    In each of the processes that ``torchrun`` started it does the same job: they share out the examples of each step
+    and the questions, and the first one alone writes and speaks.
+
     Raises:
         ValueError: an option that makes no job, or a folder that holds another run; before anything is trained.
         OSError: nothing can be written into the folder.
         lora_lab.assets.AssetError: the packaged model cannot be fetched.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
         lora_lab.finetune.OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
+        lora_lab.finetune.LostProcessError: another process has ended or does not answer; the last checkpoint is kept.
     """
+    progress = progress and processes.is_first()
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
     shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed", *LEAN)
@@ -110,7 +116,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
     held_out = task.validation(job.validation) if job.validation else []
     questions = {split: task.test(split, job.test) for split in SPLITS}
     solved = task.train(job.shots) if job.shots else []
-    tokenizer = load_tokenizer(job.model, source=job.source)
+    with processes.first_here_first():  # the first one downloads
+        tokenizer = load_tokenizer(job.model, source=job.source)
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
 
     with as_options():
@@ -121,13 +128,16 @@ def run(job: Job, *, progress: bool = True) -> Result:
         for chosen in (examples, held_out)
     )
     history = train(model, encoded, settings, validation=validation, folder=job.output, progress=progress)
-    save_adapter(model, job.output / "adapter")
+    if processes.is_first():
+        save_adapter(model, job.output / "adapter")
+
+    def ask(asked: Sequence[Example], shots: Sequence[Example]) -> Evaluation:
+        mine = processes.share(asked)
+        told = evaluate(model, tokenizer, task, mine, shots=shots, progress=progress).answered if mine else ()
+        return Evaluation(tuple(processes.collected(told)))
 
     def ask_all(shots: Sequence[Example] = ()) -> dict[str, Evaluation]:
-        return {
-            split: evaluate(model, tokenizer, task, asked, shots=shots, progress=progress)
-            for split, asked in questions.items()
-        }
+        return {split: ask(asked, shots) for split, asked in questions.items()}
 
     scores: dict[str, dict[str, Evaluation]] = {}
     if job.baselines:
@@ -138,7 +148,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
     scores["after LoRA"] = ask_all()
 
     result = Result(scores, history, counts.trainable, counts.share, job.output)
-    write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
+    if processes.is_first():
+        write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
     return result
 
 
@@ -206,6 +217,7 @@ def ran_on(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "device": name,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "lora-lab")},
     }

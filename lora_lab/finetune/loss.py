@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
 
-LOGITS_AT_ONCE = 2**23  # as many logits are in memory at a time: 32 MiB in float32
+LOGITS_AT_ONCE = 2**22  # as many logits are in memory at a time on a CPU: 16 MiB in float32
+LOGITS_AT_ONCE_ELSEWHERE = 2**25  # on a GPU, which wants more work at a time: 128 MiB in float32
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None = None) -> Tensor:
@@ -33,7 +34,8 @@ def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None =
     Args:
         model: a causal model of transformers whose logits ``logits_of`` knows (``check_logits`` says whether it does).
         batch: (batch, tokens) tensors on the model's device.
-        positions: how many positions go through the head at once, by default as many as make 8 million logits.
+        positions: how many positions go through the head at once, by default as many as make 4 million logits, on a GPU
+            33 million.
     """
     hidden, answers = answer_positions(model, batch)
     head = functools.partial(logits_of, model)
@@ -110,9 +112,9 @@ class _LossInChunks(torch.autograd.Function):
         return None, None, None, None, by_hidden.mul(upstream).to(by_hidden.dtype), *by_all_weights
 
 
-def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
-    """Give the summed cross entropy in float32, or in float64 for a model in float64."""
-    return F.cross_entropy(logits.to(_at_least_float32(logits.dtype)), answers, reduction="sum")
+def _cross_entropy(logits: Tensor, answers: Tensor, reduction: str = "sum") -> Tensor:
+    """Give the cross entropy in float32, or in float64 for a model in float64; its sum by default."""
+    return F.cross_entropy(logits.to(_at_least_float32(logits.dtype)), answers, reduction=reduction)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -120,10 +122,21 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def logits_at_once(model: PreTrainedModel, positions: int) -> int:
+    """Give the number of logits that the loss of so many labelled positions has in memory at a time."""
+    return min(positions, _positions_at_once(model)) * _vocabulary(model)
+
+
 def _positions_at_once(model: PreTrainedModel) -> int:
     """Give the number of positions whose logits are in memory at a time."""
-    vocabulary: Any = model.get_output_embeddings().out_features
-    return max(1, LOGITS_AT_ONCE // int(vocabulary))
+    most = LOGITS_AT_ONCE if model.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
+    return max(1, most // _vocabulary(model))
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Give the number of logits of a position."""
+    head: Any = model.get_output_embeddings()
+    return int(head.out_features)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,13 @@ class AnswerScore:
     loss: float
     right: int
     tokens: int
+
+    @classmethod
+    def combined(cls, scores: Sequence["AnswerScore"]) -> "AnswerScore":
+        """Give the score of all answers together from the scores of parts of them, at least one."""
+        tokens = sum(score.tokens for score in scores)
+        loss = math.fsum(score.loss * (score.tokens / tokens) for score in scores)
+        return cls(loss, sum(score.right for score in scores), tokens)
 
     @property
     def accuracy(self) -> float:
@@ -168,6 +188,32 @@ def score_answers(model: PreTrainedModel, examples: Sequence[Encoded], batch_siz
         tokens += labelled_tokens(batch)
     model.train(was_training)
     return AnswerScore(total / tokens, right, tokens)
+
+
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, examples: Sequence[Encoded], batch_size: int = 8) -> list[float]:
+    r"""Give :math:`\log p(\text{answer} \mid \text{prompt})` of each example, in nats, in evaluation mode.
+
+    It is the sum over the tokens of the answer, its end among them: the probability of saying just that.
+    """
+    was_training = model.training
+    model.eval()
+    size = _positions_at_once(model)
+    found = [0.0] * len(examples)
+    order = sorted(range(len(examples)), key=lambda place: len(examples[place].tokens))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        hidden, answers = answer_positions(model, collate([examples[i] for i in places]).to(model.device))
+        losses = torch.cat(
+            [
+                _cross_entropy(logits_of(model, piece), some, reduction="none")
+                for piece, some in zip(hidden.split(size), answers.split(size), strict=True)
+            ]
+        )
+        for place, part in zip(places, losses.split([examples[i].answer_tokens for i in places]), strict=True):
+            found[place] = -part.sum().item()
+    model.train(was_training)
+    return found
 
 
 def labelled_tokens(batch: Batch) -> int:

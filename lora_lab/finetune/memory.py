@@ -3,7 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from lora_lab.lora import account
+from lora_lab.finetune.loss import logits_at_once
+from lora_lab.lora import Costs, account
 
 CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")  # what torch says of a CPU, in a plain RuntimeError
 
@@ -38,15 +39,38 @@ def advice(model: PreTrainedModel, rows: int, tokens: int, *, recomputed: bool) 
     )
 
 
-def _needs(model: PreTrainedModel, rows: int, tokens: int) -> str:
-    """Give the bytes of a step in brackets; nothing for a model that cannot be counted.
+def step_bytes(model: PreTrainedModel, rows: int, tokens: int, labelled: int = 0) -> int:
+    r"""Give the bytes at the worst moment of a training step of ``train``, by ``account``.
 
-    Logits are left out: the loss has a few of them at a time.
+    They are :math:`W + M + \max(A + L, G)`: all weights, AdamW's moments of what trains, the activations that the
+    forward pass keeps with the loss of one chunk of logits, or the gradients where those are more. A logit takes its
+    own type and three float32 numbers, as in ``lora_lab.lora.Costs.logits``; how many there are at a time,
+    ``lora_lab.finetune.loss.logits_at_once`` says.
+
+    Args:
+        model: a model whose trainable parameters are those of the run.
+        rows: examples that go through the model at once.
+        tokens: tokens of each, padding among them.
+        labelled: tokens of the answers among them; 0 leaves the logits out.
+
+    Raises:
+        ValueError: ``account`` cannot count this model.
     """
+    costs = account(model, batch=rows, tokens=tokens).costs
+    assert costs is not None
+    return _worst(costs, logits_at_once(model, labelled) * (model.dtype.itemsize + 12))
+
+
+def _worst(costs: Costs, logits: int = 0) -> int:
+    """Give the bytes at the worst moment of a step that has so many bytes of logits at a time."""
+    return costs.weights + costs.optimizer_states + max(costs.activations + logits, costs.gradients)
+
+
+def _needs(model: PreTrainedModel, rows: int, tokens: int) -> str:
+    """Give the bytes of a step in brackets; nothing for a model that cannot be counted."""
     try:
         costs = account(model, batch=rows, tokens=tokens).costs
     except ValueError:
         return ""
     assert costs is not None
-    needed = costs.weights + costs.optimizer_states + max(costs.activations, costs.gradients)
-    return f" ({needed / 1e9:,.3g} GB by account, {costs.activations / 1e9:,.3g} GB of it activations)"
+    return f" ({_worst(costs) / 1e9:,.3g} GB by account, {costs.activations / 1e9:,.3g} GB of it activations)"

@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lab.finetune import processes
 from lora_lab.finetune.corpus import Corpus, Example, encode_file, share_out
 from lora_lab.finetune.data import read_data
-from lora_lab.finetune.encoding import Encoded
-from lora_lab.finetune.evaluation import generate
 from lora_lab.finetune.job import as_options, as_targets, dtype_named, ran_on, write_json
-from lora_lab.finetune.loss import AnswerScore, score_answers
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.model_card import model_card
+from lora_lab.finetune.own_scores import Score, all_scores, greedy_answers, questions_of
 from lora_lab.finetune.training import LEAN, History, Settings, train
-from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
+from lora_lab.lora import LoRAConfig, account, attach, save_adapter
 
 SHARE = 0.1  # of the examples that are validated with, if nothing else is said
 SAMPLES, METRICS = "samples.jsonl", "metrics.json"  # files of the output folder
@@ -57,11 +56,13 @@ class Job:
         compile: translate the blocks of the model with torch.compile first, which takes a minute.
         validation: examples to keep the best weights by, below 1 a share; 0 keeps the last weights; by default 0.1.
         validation_data: a file with the validation examples, where they are not part of the data.
+        test_data: a file with examples that choose nothing, for the scores; by default they are of the validation ones.
         validate_every: steps between two looks at them; by default once an epoch.
         patience: looks in a row without a better validation loss after which the run stops; by default it does not.
         samples: validation prompts that the model answers as it learns, into samples.jsonl.
         sample_every: steps between two samples; by default at each look.
-        test: validation prompts that the model answers at the end, to count the exact answers.
+        test: prompts that the model answers at the end, to count the exact answers, and the right ones among a few.
+        shots: training examples in the prompt of the untouched model, as a further baseline; 0 leaves it out.
         seed: decides the initial factors and the order of the examples.
     """
 
@@ -86,11 +87,13 @@ class Job:
     compile: bool = False
     validation: int | float | None = None
     validation_data: Path | None = None
+    test_data: Path | None = None
     validate_every: int | None = None
     patience: int | None = None
     samples: int = 3
     sample_every: int | None = None
     test: int = 64
+    shots: int = 0
     seed: int = 0
 
     @property
@@ -122,30 +125,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Score:
-    """How a model does on the validation examples: token by token, and how many of some answers are exact."""
-
-    tokens: AnswerScore
-    exact: int
-    asked: int
-
-    def facts(self) -> dict[str, Any]:
-        """Give the figures as plain JSON values."""
-        return {
-            "loss": self.tokens.loss,
-            "perplexity": self.tokens.perplexity,
-            "token accuracy": self.tokens.accuracy,
-            "exact answers": self.exact,
-            "asked": self.asked,
-        }
-
-
-@dataclass(frozen=True)
 class Result:
     """What a job measured.
 
     Attributes:
-        scores: ``"before"``, with the adapter off, and ``"after"``; empty without validation examples.
+        scores: ``"before"``, with the adapter off, ``"before, N examples in the prompt"`` if they were asked for, and
+            ``"after"``; on the test examples if there are some, else on the validation examples, else empty.
+        commonest: of as many answers as were asked for, those that equal the commonest one of the training examples,
+            which is what saying it always would score; ``None`` where the answers are no choice among a few.
         history: of the training.
         steps: how many there were to be; the history has fewer if patience ended the run.
         corpus: what was learned from.
@@ -156,6 +143,7 @@ class Result:
     """
 
     scores: dict[str, Score]
+    commonest: int | None
     history: History
     steps: int
     corpus: Corpus
@@ -175,8 +163,11 @@ class Result:
 def run(job: Job, *, progress: bool = True) -> Result:
     """Carry out ``job``; its folder gets ``adapter/`` with a card, the checkpoint, ``samples.jsonl``, ``metrics.json``.
 
-    The validation examples choose the weights that are kept and score them too, so the score flatters a little: for an
-    untouched one, hold a further file back.
+    Without ``test_data`` the validation examples choose the weights that are kept and score them too, so the score
+    flatters a little.
+
+    In each of the processes that ``torchrun`` started it does the same job: they share out the examples of each step
+    and of the scores, and the first one alone writes and speaks.
 
     Args:
         job: what to do.
@@ -189,14 +180,19 @@ def run(job: Job, *, progress: bool = True) -> Result:
         OSError: a file that cannot be read, a model that cannot be found, a folder that cannot be written.
         lora_lab.finetune.DivergedError: the training diverged; the last checkpoint is kept.
         lora_lab.finetune.OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
+        lora_lab.finetune.LostProcessError: another process has ended or does not answer; the last checkpoint is kept.
     """
+    progress = progress and processes.is_first()
     dtype, config, settings = dtype_named(job.dtype), _config(job), _settings(job)
-    files = [read_data(path) for path in _data_paths(job)]
-    tokenizer = load_tokenizer(job.model, source=job.source)
-    source, *judge = [encode_file(tokenizer, file) for file in files]
+    files = [read_data(path) if path is not None else None for path in _data_paths(job)]
+    with processes.first_here_first():  # the first one downloads
+        tokenizer = load_tokenizer(job.model, source=job.source)
+    source, judge, exam = (encode_file(tokenizer, file) if file is not None else None for file in files)
+    assert source is not None
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
     limits = [limit for limit in (job.max_tokens, context_length(model)) if limit is not None]
-    corpus = share_out(source, judge[0] if judge else None, job.held_out, min(limits, default=None))
+    corpus = share_out(source, judge, job.held_out, min(limits, default=None), exam)
+    questions = questions_of(job, tokenizer, corpus, context_length(model))
     if progress:
         print(corpus.report(), flush=True)
 
@@ -209,25 +205,35 @@ def run(job: Job, *, progress: bool = True) -> Result:
     history = train(
         model, train_on, settings, validation=validation, folder=job.output, watch=sampler, progress=progress
     )
-    save_adapter(model, job.output / "adapter")
-    scores = _scores(job, model, tokenizer, validation, progress)
+    if processes.is_first():
+        save_adapter(model, job.output / "adapter")
+    scores = all_scores(job, model, tokenizer, questions, progress)
     steps = job.epochs * -(-len(train_on) // job.batch_size)
     where = ran_on(model.device, model.dtype)
-    result = Result(scores, history, steps, corpus, counts.trainable, counts.share, where, job.output)
-    card = model_card(_base_name(job, model), job.command(), _sections(job, result), _notes(job, result))
-    (job.output / "adapter" / "README.md").write_text(card, encoding="utf-8")
-    write_json(job.output / METRICS, _metrics(job, result))
+    commonest = questions.commonest(job.test)
+    result = Result(scores, commonest, history, steps, corpus, counts.trainable, counts.share, where, job.output)
+    if processes.is_first():
+        card = model_card(_base_name(job, model), job.command(), _sections(job, result), _notes(job, result))
+        (job.output / "adapter" / "README.md").write_text(card, encoding="utf-8")
+        write_json(job.output / METRICS, _metrics(job, result))
     return result
 
 
 def summary(result: Result) -> str:
     """Give the scores before and after as a table, how the training ended, and how much was trained."""
     lines = []
+    width = max((len(name) for name in result.scores), default=0) + 2
     if result.scores:
-        lines.append(f"{'':8}{'loss':>8}{'perplexity':>12}{'right tokens':>14}{'exact answers':>15}")
+        chosen = f"{'right choices':>15}" if result.commonest is not None else ""
+        lines.append(f"{'':{width}}{'loss':>8}{'perplexity':>12}{'right tokens':>14}{'exact answers':>15}{chosen}")
     for name, score in result.scores.items():
         tokens, exact = score.tokens, f"{score.exact} / {score.asked}"
-        lines.append(f"{name:8}{tokens.loss:8.3f}{tokens.perplexity:12.4g}{tokens.accuracy:14.1%}{exact:>15}")
+        chosen = f"{f'{score.chosen} / {score.asked}':>15}" if score.chosen is not None else ""
+        figures = f"{tokens.loss:8.3f}{tokens.perplexity:12.4g}{tokens.accuracy:14.1%}{exact:>15}{chosen}"
+        lines.append(f"{name:{width}}{figures}")
+    if result.commonest is not None and result.scores:
+        asked = result.scores["after"].asked
+        lines.append(f"the commonest answer in training, always said, would be right {result.commonest} / {asked}")
     lines.append(result.ending())
     lines.append(f"{result.trainable:,} parameters trained, {result.share:.2%} of the model")
     return "\n".join(lines)
@@ -267,37 +273,6 @@ class Sampler:
         os.replace(part, self.path)
 
 
-def greedy_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Encoded],
-    *,
-    batch_size: int,
-    progress: bool = True,
-) -> list[str]:
-    """Give the model's answer to the prompt of each example, always taking the likeliest next token.
-
-    An answer has room for the longest expected one among those that are asked together, and at least for its own. Asked
-    together are answers of similar length that fit the model's context.
-    """
-    limit, groups = context_length(model), list[list[int]]()
-    for place in sorted(range(len(examples)), key=lambda i: examples[i].answer_tokens):
-        group = [*groups[-1], place] if groups else [place]
-        needed = max(len(examples[i].prompt) for i in group) + max(examples[i].answer_tokens for i in group)
-        if groups and len(group) <= batch_size and (limit is None or needed <= limit):
-            groups[-1] = group
-        else:
-            groups.append([place])
-    answers = [""] * len(examples)
-    for group in groups:
-        room = max(examples[i].answer_tokens for i in group)
-        prompts = [examples[i].prompt for i in group]
-        said = generate(model, tokenizer, prompts, batch_size=batch_size, max_new_tokens=room, progress=progress)
-        for i, answer in zip(group, said, strict=True):
-            answers[i] = answer
-    return answers
-
-
 def _config(job: Job) -> LoRAConfig:
     """Give the description of the adapter."""
     targets = as_targets(job.targets)
@@ -309,7 +284,7 @@ def _settings(job: Job) -> Settings:
     """Give the settings of the training, or raise ``ValueError`` if the options contradict each other."""
     if job.validation is not None and job.validation_data is not None:
         raise ValueError("validation: leave it out, for validation_data is the file of the validation examples")
-    for name, least in (("max_tokens", 2), ("samples", 0), ("sample_every", 1), ("test", 0)):
+    for name, least in (("max_tokens", 2), ("samples", 0), ("sample_every", 1), ("test", 0), ("shots", 0)):
         value = getattr(job, name)
         if value is not None and value < least:
             raise ValueError(f"{name}: got {value}, takes a whole number of at least {least}")
@@ -318,39 +293,18 @@ def _settings(job: Job) -> Settings:
         if without and getattr(job, name) is not None:
             raise ValueError(f"{name}: got {getattr(job, name)}, and there are no validation examples to look at")
     shared = ("epochs", "batch_size", "micro_batch_size", "learning_rate", "validate_every", "patience", "seed", *LEAN)
+    if job.shots and without and job.test_data is None:
+        raise ValueError(f"shots: got {job.shots}, and there are no validation or test examples to ask about")
     return Settings(**{name: getattr(job, name) for name in shared})
 
 
-def _data_paths(job: Job) -> list[Path]:
-    """Give the files to read, or raise ``ValueError`` if one is a file that the job would write over."""
-    paths = [path for path in (job.data, job.validation_data) if path is not None]
+def _data_paths(job: Job) -> list[Path | None]:
+    """Give the files of the training, the validation and the test examples; ``ValueError`` for one written over."""
+    paths = [job.data, job.validation_data, job.test_data]
     for path in paths:
-        if path.name in (SAMPLES, METRICS) and path.resolve().parent == job.output.resolve():
+        if path is not None and path.name in (SAMPLES, METRICS) and path.resolve().parent == job.output.resolve():
             raise ValueError(f"output: {path.name} is written into {job.output}, over your data; choose another folder")
     return paths
-
-
-def _scores(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], progress: bool
-) -> dict[str, Score]:
-    """Give the scores of the base model, ``"before"``, and of the adapter, ``"after"``; none without examples."""
-    if not examples:
-        return {}
-    with disabled(model):
-        before = _score(job, model, tokenizer, examples, progress)
-    return {"before": before, "after": _score(job, model, tokenizer, examples, progress)}
-
-
-def _score(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Encoded], progress: bool
-) -> Score:
-    """Give the loss on all examples, and the exact answers among the first ``job.test``."""
-    size = job.micro_batch_size or job.batch_size
-    asked = examples[: job.test]
-    said = greedy_answers(model, tokenizer, asked, batch_size=size, progress=progress)
-    expected = [tokenizer.decode(example.answer, skip_special_tokens=True).strip() for example in asked]
-    exact = sum(one == other for one, other in zip(said, expected, strict=True))
-    return Score(score_answers(model, examples, size), exact, len(asked))
 
 
 def _base_name(job: Job, model: PreTrainedModel) -> str:
@@ -372,19 +326,25 @@ def _sections(job: Job, result: Result) -> dict[str, list[tuple[str, object]]]:
             ("standing in it more than once", len(file["duplicates"])),
         ]
     data += [
-        ("left out of training, also in the validation file", len(facts["also in the validation file"])),
+        (
+            "left out of training, also in the validation or test file",
+            len(facts["also in the validation or test file"]),
+        ),
         ("most tokens of an example", facts["most tokens"]),
         ("read as", facts["format"]),
         ("learned from", facts["train"]),
         ("validated with", facts["validation"]),
+        ("tested with", facts["test"]),
     ]
-    left_out = ("data", "output", "validation_data", "device")
+    left_out = ("data", "output", "validation_data", "test_data", "device")
     settings = [(name.replace("_", " "), value) for name, value in job.shown().items() if name not in left_out]
     results: list[tuple[str, object]] = [("steps", result.ending())]
     for name, score in result.scores.items():
         results += [(f"{figure}, {name}", value) for figure, value in score.facts().items() if figure != "asked"]
     if result.scores:
         results.append(("answers asked for", result.scores["after"].asked))
+    if result.commonest is not None and result.scores:
+        results.append(("right, if the commonest answer in training were always said", result.commonest))
     results.append(("parameters trained", f"{result.trainable:,} ({result.share:.2%} of the model)"))
     return {"Data": data, "Settings": settings, "Results": results, "Ran on": list(result.ran_on.items())}
 
@@ -398,10 +358,18 @@ def _notes(job: Job, result: Result) -> list[str]:
             "weights of the Hub the answers may differ a little."
         )
     if result.scores:
+        tested = "on the test examples, which chose nothing. "
+        validated = (
+            "on the validation examples. They chose the weights that were kept, so the results flatter a little. "
+        )
         notes.append(
-            "The results are on the validation examples. They chose the weights that were kept, so the results flatter "
-            'a little. Loss and perplexity are per token of the answers. "Before" is the base model without the '
-            "adapter."
+            f"The results are {tested if result.corpus.test else validated}Loss and perplexity are per token of the "
+            'answers. "Before" is the base model without the adapter.'
+        )
+    if result.commonest is not None:
+        notes.append(
+            "A choice is right if the right answer is the likeliest of those in the training examples, each taken "
+            "whole, with its end."
         )
     return notes
 
@@ -415,6 +383,7 @@ def _metrics(job: Job, result: Result) -> dict[str, Any]:
         "ran on": result.ran_on,
         "parameters": {"trainable": result.trainable, "share": result.share},
         "scores": {name: score.facts() for name, score in result.scores.items()},
+        "commonest answer": result.commonest,
         "tokens per second": result.history.tokens_per_second,
         "steps": result.steps,
         "history": vars(result.history),

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lora_lab.finetune import processes
 from lora_lab.finetune.checkpoint import (
     FILE_NAME,
     Checkpoint,
@@ -34,7 +35,7 @@ from lora_lab.finetune.checkpoint import (
     trainable,
 )
 from lora_lab.finetune.encoding import Batch, Encoded, collate
-from lora_lab.finetune.loss import answer_loss, check_logits, labelled_tokens, score_answers
+from lora_lab.finetune.loss import AnswerScore, answer_loss, check_logits, score_answers
 from lora_lab.finetune.memory import OutOfMemoryError, advice, is_out_of_memory
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
@@ -157,6 +158,11 @@ def train(
     back in the mode (training or evaluation) it was in, with the weights of the lowest validation loss if
     ``validation`` is given, of the last step otherwise.
 
+    In each of the processes of a group of ``torch.distributed`` it does the same run on the same arguments: they share
+    out the examples of each step, and end at the same weights as one process would, to rounding (dropout, if there is
+    any, draws other masks). The first process alone writes into ``folder``, calls ``watch`` and shows progress. A run
+    may go on with another number of processes.
+
     Args:
         model: a causal model of transformers, on the device to train on.
         examples: what to learn, from ``encode``.
@@ -172,17 +178,24 @@ def train(
     Raises:
         ValueError: no examples, or one that the model cannot read (too long for its context, a token beyond its
             vocabulary); ``patience`` without ``validation``; nothing to train, LoRA layers that are merged or
-            disabled; a folder with another run; a model the loss does not fit.
+            disabled; a folder with another run; a model the loss does not fit; more processes than examples in a step,
+            or processes that do not have the same run.
         OSError: nothing can be written into the folder.
         DivergedError: the loss or the gradient became infinite or not a number; the model keeps the weights of the
             last good step.
         OutOfMemoryError: a step does not fit in memory; the last checkpoint is kept.
+        LostProcessError: another process has ended or does not answer; the last checkpoint is kept.
     """
     settings = settings if settings is not None else Settings()
     if not examples:
         raise ValueError("examples: got none; a training run needs at least one")
     if settings.patience is not None and not validation:
         raise ValueError(f"settings: patience is {settings.patience}, and there are no validation examples to look at")
+    if settings.batch_size < processes.count():
+        raise ValueError(
+            f"batch_size: got {settings.batch_size}, takes at least one example for each of the "
+            f"{processes.count()} processes"
+        )
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model: no parameter requires a gradient; attach LoRA first, or unfreeze what should learn")
@@ -191,20 +204,21 @@ def train(
     _check_readable(model, examples, "examples")
     _check_readable(model, validation, "validation")
     check_logits(model)
-    if folder:
+    if folder and processes.is_first():
         prepare_folder(Path(folder))
     run = _Run(model, parameters, list(examples), list(validation), settings, Path(folder) if folder else None)
     was_training = model.training
     try:
-        with _in_blocks(model, settings), Progress(run.steps, "training", shown=progress) as bar:
+        first = processes.is_first()
+        with _in_blocks(model, settings), Progress(run.steps, "training", shown=progress and first) as bar:
             run.resume()
             bar.advance(run.done)
-            if watch and run.done == 0:
+            if watch and first and run.done == 0:
                 watch(run.history)
             while not run.ended:
                 run.step()
                 run.look()
-                if watch:
+                if watch and first:
                     watch(run.history)
                 run.save()
                 bar.advance(note=f"loss {run.history.losses[-1]:.3f} · {run.history.tokens_per_second:,.0f} tokens/s")
@@ -212,6 +226,8 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise run.out_of_memory() from error
+        if isinstance(error, processes.LostProcessError):
+            raise run.lost(error) from error
         raise
     finally:
         model.train(was_training)
@@ -252,7 +268,9 @@ def learning_rate_at(step: int, steps: int, settings: Settings) -> float:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What one step reads: micro-batches on the model's device, their labelled tokens, and all tokens but padding."""
+    """What one step reads: this process's micro-batches on the model's device, and of the whole step the numbers of
+    labelled tokens and of all tokens but padding.
+    """
 
     batches: list[Batch]
     labelled: int
@@ -274,7 +292,9 @@ class _Run:
         self.model, self.parameters = model, parameters
         self.examples, self.validation, self.settings = examples, validation, settings
         self.folder = folder
-        self.identity = _identity(model, examples, validation, settings) if folder else {}
+        together = processes.count() > 1
+        self.identity = _identity(model, examples, validation, settings) if folder or together else {}
+        processes.check_same(self.identity, "this run")
         fused = model.device.type in ("cpu", "cuda")  # one pass over the weights in place of a dozen
         self.optimizer = torch.optim.AdamW(parameters.values(), weight_decay=settings.weight_decay, fused=fused)
         self.steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
@@ -293,22 +313,22 @@ class _Run:
         self.model.train()
         self.optimizer.zero_grad()
         parts = []
-        with _dropout_of(self.settings.seed, self.done, self.model.device):
+        with _dropout_of(self.settings.seed + processes.rank() * 2**32, self.done, self.model.device):
             for batch in ready.batches:
                 part = answer_loss(self.model, batch) / ready.labelled
                 part.backward()
                 parts.append(part.detach())
+        loss = self._together(parts)
         self.look_ahead()
-        loss = sum(part.item() for part in parts)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_gradient_norm).item()
-        self._check_finite(loss, norm)
+        self._check_finite(loss.item(), norm)
         rate = learning_rate_at(self.done, self.steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
 
         self.done += 1
-        self.history.losses.append(loss)
+        self.history.losses.append(loss.item())
         self.history.learning_rates.append(rate)
         self.history.gradient_norms.append(norm)
         self.history.tokens.append(ready.tokens)
@@ -318,14 +338,30 @@ class _Run:
         """Give what a step reads. Micro-batches are of like lengths, which saves padding and changes no gradient."""
         places = batch_indices(len(self.examples), step, self.settings, self.lengths)
         size = self.settings.micro_batch_size or len(places)
-        if size < len(places):
+        if size < len(places) or processes.count() > 1:
             places.sort(key=self.lengths.__getitem__)
-        chosen = [self.examples[place] for place in places]
-        batches = [collate(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        labelled = sum(labelled_tokens(batch) for batch in batches)
+        mine = [self.examples[place] for place in processes.share(places)]
+        batches = [collate(mine[start : start + size]) for start in range(0, len(mine), size)]
         return _Ready(
-            [batch.to(self.model.device) for batch in batches], labelled, sum(self.lengths[place] for place in places)
+            [batch.to(self.model.device) for batch in batches],
+            sum(self.examples[place].answer_tokens for place in places),
+            sum(self.lengths[place] for place in places),
         )
+
+    def _together(self, parts: list[Tensor]) -> Tensor:
+        """Give the loss of the step, on the model's device, and add up the gradients over the processes.
+
+        A process without an example has gradients of zero.
+        """
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        loss = sum(parts, torch.zeros((), dtype=dtype, device=self.model.device))
+        if processes.count() > 1:
+            for parameter in self.parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+            processes.add_up([loss, *gradients])
+        return loss
 
     def look_ahead(self) -> None:
         """Make ready what the next step reads, while a GPU still computes this one: to read its loss is to wait."""
@@ -342,7 +378,9 @@ class _Run:
         if not self.validation or (self.done < self.steps and self.done % self.validate_every):
             return
         size = self.settings.micro_batch_size or self.settings.batch_size
-        score = score_answers(self.model, self.validation, size)
+        mine = processes.share(self.validation)
+        scores = [score_answers(self.model, mine, size)] if mine else []
+        score = AnswerScore.combined(processes.collected(scores))
         if not self.history.validation or score.loss < min(earlier for _, earlier in self.history.validation):
             self.history.best_step = self.done
             self.best = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -351,12 +389,14 @@ class _Run:
 
     def save(self) -> None:
         """After a step, save if it is time to."""
-        if self.folder and (self.ended or self.done % self.settings.checkpoint_every == 0):
+        due = self.ended or self.done % self.settings.checkpoint_every == 0
+        if self.folder and due and processes.is_first():
             self._save(self.folder)
 
     def resume(self) -> None:
         """Go on from the checkpoint in the folder, if there is one."""
-        checkpoint = load_checkpoint(self.folder) if self.folder else None
+        found = load_checkpoint(self.folder) if self.folder and processes.is_first() else None
+        checkpoint = processes.from_first(found)
         if checkpoint is None:
             return
         for name, mine in self.identity.items():
@@ -387,9 +427,20 @@ class _Run:
         """Give the error that says which step did not fit in memory, and what helps."""
         settings = self.settings
         places = batch_indices(len(self.examples), min(self.done, self.steps - 1), settings, self.lengths)
-        rows, longest = settings.micro_batch_size or len(places), max(self.lengths[place] for place in places)
-        helps = advice(self.model, min(rows, len(places)), longest, recomputed=settings.gradient_checkpointing)
+        rows, longest = math.ceil(len(places) / processes.count()), max(self.lengths[place] for place in places)
+        helps = advice(
+            self.model,
+            min(rows, settings.micro_batch_size or rows),
+            longest,
+            recomputed=settings.gradient_checkpointing,
+        )
         return OutOfMemoryError(f"step {self.done + 1} of {self.steps}: out of memory. {helps}{self._kept()}")
+
+    def lost(self, error: processes.LostProcessError) -> processes.LostProcessError:
+        """Give the error that says at which step this process lost the others, and how to go on."""
+        where = f"step {self.done + 1} of {self.steps}" if self.done < self.steps else f"after step {self.done}"
+        onwards = ". Start the same run again, and it goes on from there" if self._kept() else ""
+        return processes.LostProcessError(f"{where}: {error}{self._kept()}{onwards}")
 
     def _save(self, folder: Path) -> None:
         tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in self.parameters.items()}

@@ -178,7 +178,11 @@ def test_the_ways_take_turns_and_are_stored(monkeypatch, tmp_path):
 
     def in_process(way, plan, *, memory=False):
         asked.append((way, memory))
-        return {"memory": 7} if memory else turn(way, None, [1.0, 1.0, 1.0]) | {"device": "cpu", "threads": 1}
+        if memory:
+            return {"memory": 7}
+        timed = {**turn(way, None, [1.0, 1.0, 1.0]), "device": "cpu", "threads": 1}
+        del timed["memory"]
+        return timed
 
     (tmp_path / "results").mkdir()
     (tmp_path / "figures").mkdir()
@@ -192,6 +196,19 @@ def test_the_ways_take_turns_and_are_stored(monkeypatch, tmp_path):
     assert stored["provenance"]["plan"]["batch"] == 8
     assert len(stored["runs"]) == 4
     assert (tmp_path / "figures" / "mine.png").stat().st_size > 1000
+
+
+def test_memory_that_a_gpu_counts_in_every_turn_needs_no_turn_of_its_own(monkeypatch):
+    asked = []
+
+    def in_process(way, plan, *, memory=False):
+        asked.append((way, memory))
+        return turn(way, None, [1.0, 1.0, 1.0], memory=len(asked))
+
+    monkeypatch.setattr(step_benchmark, "_in_process", in_process)
+    runs = bench_step("", rounds=2, ways=(OURS, FULL))
+    assert asked == [(OURS, False), (FULL, False), (FULL, False), (OURS, False)]
+    assert [run["memory"] for run in runs] == [1, 2, 3, 4]
 
 
 def test_a_turn_that_fails_is_an_error(plan):

@@ -60,7 +60,7 @@ def test_every_field_is_an_option_and_the_help_says_what_the_docstring_says():
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["--data", "a.csv", "--shots", "2"], "--shots is for the text-to-SQL task, and --data was given"),
+        (["--data", "a.csv", "--examples", "2"], "--examples is for the text-to-SQL task, and --data was given"),
         (["--data", "a.csv", "--no-baselines"], "--baselines is for the text-to-SQL task, and --data was given"),
         (["--patience", "2"], "--patience is for your own data, and no --data was given"),
         (["--validation", "0.1"], "validation: got 0.1, takes a whole number"),
@@ -104,7 +104,7 @@ def test_the_file_has_the_options_under_their_names_and_the_command_line_goes_be
         ('dtype = "float8"', "dtype: got 'float8', takes one of float32, bfloat16"),
         ('data = "a.csv"\nranks = 3', "ranks: got 3, takes NAME=RANK, as q_proj=4, or in a file a table [ranks]"),
         ('data = "a.csv"\n[ranks]\nq_proj = "x"', "ranks: got 'x' for 'q_proj'"),
-        ("shots = 1\ndata = 'a.csv'", "--shots is for the text-to-SQL task"),
+        ("examples = 1\ndata = 'a.csv'", "--examples is for the text-to-SQL task"),
     ],
 )  # fmt: skip
 def test_a_file_that_makes_no_job_is_refused(text, what, tmp_path):

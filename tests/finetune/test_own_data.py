@@ -22,12 +22,14 @@ from transformers import (
 )
 
 from lora_lab.cli import main
-from lora_lab.finetune import load_model, load_tokenizer, own_data
-from lora_lab.finetune.corpus import encode_file, share_out
-from lora_lab.finetune.data import DataError, read_data
-from lora_lab.finetune.encoding import encode, encode_text, end_token
-from lora_lab.finetune.loss import score_answers
-from lora_lab.finetune.own_data import Job, greedy_answers, run, summary
+from lora_lab.finetune import load_model, load_tokenizer, own_data, own_scores
+from lora_lab.finetune.choices import answer_choices, likeliest
+from lora_lab.finetune.corpus import encode_file, share_out, with_shots
+from lora_lab.finetune.data import DataError, Record, Turn, read_data
+from lora_lab.finetune.encoding import Encoded, encode, encode_text, end_token
+from lora_lab.finetune.loss import log_probabilities, score_answers
+from lora_lab.finetune.own_data import Job, run, summary
+from lora_lab.finetune.own_scores import greedy_answers
 from lora_lab.lora import load_adapter, lora_layers
 from tests.finetune.conftest import tiny_lora, tiny_model
 
@@ -250,7 +252,7 @@ def test_exact_answers_are_counted_among_those_that_were_asked(small, tmp_path, 
         assert set(said) < set(expected)
         return ["no" if text == said[-1] else text for text in said]
 
-    monkeypatch.setattr(own_data, "generate", answer)
+    monkeypatch.setattr(own_scores, "generate", answer)
     score = run(job, progress=False).scores["after"]
     assert (score.exact, score.asked) == (2, 3)
 
@@ -283,7 +285,7 @@ def test_answers_have_room_for_the_expected_ones_up_to_the_end_of_the_context(to
     assert max(len(example.tokens) for example in examples) <= 80
     assert max(len(example.prompt) for example in examples) + max(example.answer_tokens for example in examples) > 80
     asked = []
-    from lora_lab.finetune import own_data as module
+    from lora_lab.finetune import own_scores as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -622,13 +624,154 @@ def test_a_job_without_validation_keeps_the_last_weights(small):
 
 
 def test_the_adapter_of_an_attached_model_is_off_for_the_figures_before(small, monkeypatch):
-    states, score = [], own_data.score_answers
+    states, score = [], own_scores.score_answers
     monkeypatch.setattr(
-        own_data, "score_answers",
+        own_scores, "score_answers",
         lambda model, *rest: states.append({one.enabled for one in lora_layers(model).values()}) or score(model, *rest),
     )  # fmt: skip
     run(small, progress=False)
     assert states == [{False}, {True}]
+
+
+# --- a file of its own for the scores, answers that are a choice among a few, solved examples in the prompt
+
+
+WARM = ("red", "orange", "yellow", "pink", "amber")
+COLD = ("blue", "cyan", "teal", "navy", "azure", "green", "mint", "indigo")
+COLOURS = [{"prompt": f"{word} is", "completion": "warm" if word in WARM else "cold"} for word in WARM + COLD]
+
+
+def test_the_scores_are_those_of_the_test_file_and_nothing_of_it_is_learned(small, folders, tmp_path):
+    held_back = [LINES[3], {"prompt": "Say z", "completion": "z"}]
+    judge, exam = jsonl(tmp_path / "judge.jsonl", LINES[:3]), jsonl(tmp_path / "exam.jsonl", [*held_back, LINES[0]])
+    job = replace(small, validation=None, validation_data=judge, test_data=exam)
+    result = run(job, progress=False)
+    corpus = result.corpus
+    assert [len(side) for side in (corpus.train, corpus.validation, corpus.test)] == [16, 2, 3]
+    assert corpus.known == (1, 2, 3, 4)
+    assert "4 left out of training, for judge.jsonl or exam.jsonl has them too: line 1, 2, 3, 4" in corpus.report()
+    assert corpus.report().endswith("16 to learn from, 2 to validate with, 3 to test with")
+    tuned = load_adapter(load_model(folders["llama"], dtype=torch.float32, device="cpu"), job.output / "adapter")
+    tested = [example.encoded for example in corpus.test]
+    assert result.scores["after"].tokens == score_answers(tuned, tested, 4)
+    assert result.scores["after"].asked == 3
+    card = (job.output / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "on the test examples, which chose nothing" in card
+    assert "flatter" not in card
+    assert "--test-data exam.jsonl" in card
+
+
+def test_a_test_file_needs_no_validation(small, tmp_path):
+    exam = jsonl(tmp_path / "exam.jsonl", LINES[:4])
+    job = replace(small, validation=0, validate_every=None, test_data=exam, samples=0)
+    result = run(job, progress=False)
+    assert (len(result.corpus.train), len(result.corpus.validation), result.scores["after"].asked) == (16, 0, 4)
+
+
+def test_a_test_file_that_has_everything_leaves_nothing_to_learn(small, tmp_path):
+    with pytest.raises(ValueError, match=r"no example is left to learn from, the test file has all of them"):
+        run(replace(small, test_data=jsonl(tmp_path / "exam.jsonl")), progress=False)
+
+
+def test_answers_are_a_choice_if_they_are_few_and_each_is_given_twice(tokenizer):
+    def encoded(*answers):
+        return [encode(tokenizer, [{"role": "user", "content": "?"}], answer) for answer in answers]
+
+    yes, no = (one.answer for one in encoded("yes", "no"))
+    assert answer_choices(encoded("no", "yes", "yes", "no", "yes")) == (yes, no)
+    assert answer_choices(encoded("no", "yes", "yes")) == ()
+    assert answer_choices(encoded("yes", "yes")) == ()
+    assert len(answer_choices(encoded(*"abcdefghij" * 2))) == 10
+    assert answer_choices(encoded(*"abcdefghijk" * 2)) == ()
+
+
+def test_the_likeliest_answer_has_the_highest_probability_with_its_end(tokenizer):
+    """Against transformers: log p of each token by log_softmax of the whole model's logits."""
+    model, choices = tiny_lora(), [[*tokenizer.encode(text), 2] for text in ("warm", "cold and wet", "c")]
+    prompts = [tokenizer.encode(text) for text in ("red", "a long question about blue", "x")]
+    expected = []
+    for prompt in prompts:
+        scores = []
+        for choice in choices:
+            tokens = torch.tensor([prompt + choice])
+            with torch.no_grad():
+                logs = model(tokens).logits[0].log_softmax(-1)
+            scores.append(sum(logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(choice)))
+        expected.append(scores)
+    asked = [Encoded((*prompt, *choice), len(prompt)) for prompt in prompts for choice in choices]
+    found = log_probabilities(model.train(), asked, 4)
+    assert model.training
+    assert found == pytest.approx([score for scores in expected for score in scores], rel=1e-4)
+    examples = [Encoded((*prompt, 5), len(prompt)) for prompt in prompts]
+    best = [choices[scores.index(max(scores))] for scores in expected]
+    assert likeliest(model, examples, [tuple(choice) for choice in choices]) == [tuple(choice) for choice in best]
+
+
+def test_a_choice_among_a_few_is_scored_beside_the_commonest_answer(small, tmp_path):
+    job = replace(small, data=jsonl(tmp_path / "colours.jsonl", COLOURS), validation=None, samples=0,
+                  validation_data=jsonl(tmp_path / "judge.jsonl", COLOURS[:2] + COLOURS[-3:]), epochs=12, shots=2,
+                  learning_rate=0.03)  # fmt: skip
+    result = run(job, progress=False)
+    # eight are learned from: three warm, five cold; of the five that are asked, two are warm
+    assert result.commonest == 3
+    assert list(result.scores) == ["before", "before, 2 examples in the prompt", "after"]
+    for score in result.scores.values():
+        assert score.asked == 5
+        assert 0 <= score.chosen <= 5
+    tuned = load_adapter(load_model(small.model, dtype=torch.float32, device="cpu"), job.output / "adapter")
+    examples = [example.encoded for example in result.corpus.validation]
+    choices = answer_choices([example.encoded for example in result.corpus.train])
+    right = sum(best == one.answer for best, one in zip(likeliest(tuned, examples, choices), examples, strict=True))
+    assert result.scores["after"].chosen == right
+    table = summary(result)
+    assert "the commonest answer in training, always said, would be right 3 / 5" in table
+    assert f"{right} / 5" in table
+    measured = json.loads((job.output / "metrics.json").read_text(encoding="utf-8"))
+    assert measured["commonest answer"] == 3
+    assert measured["scores"]["after"]["right choices"] == right
+    assert "if the commonest answer in training were always said | 3 |" in (
+        job.output / "adapter" / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_solved_examples_are_earlier_turns_or_paragraphs(tokenizer):
+    def turns(*said):
+        return tuple(Turn(role, content) for role, content in said)
+
+    shot = Record(1, turns(("system", "Be brief."), ("user", "1+1?")), "2")
+    asked = Record(2, turns(("system", "Be brief."), ("user", "2+2?")), "4")
+    found = with_shots(tokenizer, asked, [shot], template=True)
+    expected = turns(("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"))
+    assert found == encode(tokenizer, [turn._asdict() for turn in expected], "4")
+    plain = plain_tokenizer()
+    found = with_shots(plain, Record(2, "2+2=", "4"), [Record(1, "1+1=", "2")], template=False)
+    assert found == encode_text(plain, "1+1=2\n\n2+2=", "4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shots": -1}, "shots: got -1, takes a whole number of at least 0"),
+        ({"shots": 99}, "shots: got 99, and there are 16 training examples"),
+        ({"shots": 2, "validation": 0, "validate_every": None}, "there are no validation or test examples to ask"),
+    ],
+)  # fmt: skip
+def test_solved_examples_that_cannot_be_shown_are_refused_before_training(changes, message, small):
+    with pytest.raises(ValueError, match=message):
+        run(replace(small, **changes), progress=False)
+    assert not (small.output / "checkpoint.safetensors").exists()
+
+
+def test_solved_examples_beyond_the_context_are_refused_before_training(small, tmp_path):
+    lines = [{"prompt": "Say it again, and again: " + "x" * 20, "completion": str(i)} for i in range(20)]
+    data = tmp_path / "long.jsonl"
+    data.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    reason = (
+        r"shots: with 15 solved examples the longest prompt and its answer have \d+ tokens, and the model reads at "
+    )
+    with pytest.raises(ValueError, match=reason + "most 512; take fewer"):
+        run(replace(small, data=data, shots=15), progress=False)
+    assert not (small.output / "checkpoint.safetensors").exists()
 
 
 # --- the command line, in a process of its own

@@ -15,8 +15,10 @@ from lora_lab.course.experiments import digit_dimension as _digit_dimension
 from lora_lab.course.experiments import learning_rates as _learning_rates
 from lora_lab.course.experiments import random_subspace as _random_subspace
 from lora_lab.course.experiments import rank_sweep as _rank_sweep
+from lora_lab.course.experiments import review_sentiment as _review_sentiment
 from lora_lab.course.experiments import rival_costs as _rival_costs
 from lora_lab.course.experiments import rivals as _rivals
+from lora_lab.course.experiments import sql_sweeps as _sql_sweeps
 from lora_lab.course.experiments import sql_update as _sql_update
 from lora_lab.course.experiments import training_examples as _training_examples
 from lora_lab.course.experiments import update_rank as _update_rank
@@ -36,6 +38,8 @@ EXPERIMENTS = {
         _rivals,
         _rival_costs,
         _sql_update,
+        _sql_sweeps,
+        _review_sentiment,
     )
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 Run = dict[str, Any]
@@ -84,6 +87,7 @@ def perform(
     materials: Any = None,
     done: Sequence[Run] = (),
     report: Callable[[Run], None] | None = None,
+    jobs: int = 1,
     progress: bool = True,
 ) -> list[Run]:
     """Measure every run of an experiment's plan, and give them all, in the plan's order.
@@ -94,6 +98,9 @@ def perform(
         materials: what ``experiment.prepare`` gave, where the caller has it already.
         done: runs of an earlier call, to be kept and not repeated.
         report: called with each run as soon as it is measured.
+        jobs: processes that measure runs side by side, each with materials of its own and its share of the processor.
+            A small model leaves most of a GPU idle, so several finish sooner there; times that a run measures are
+            longer then.
         progress: show a bar for the runs, and on a terminal each run's own bars under it.
 
     Returns:
@@ -101,31 +108,71 @@ def perform(
 
     Raises:
         ValueError: an option that the experiment does not take, a plan with two runs that cannot be told apart, a
-            run among ``done`` that is not in the plan, a figure with the name of a setting.
+            run among ``done`` that is not in the plan, a figure with the name of a setting; there is no process.
     """
     from lora_lab.finetune.progress import Progress, _in_notebook
 
+    if jobs < 1:
+        raise ValueError(f"jobs: got {jobs}, takes a whole number of at least 1")
     options = experiment.chosen(options or {})
     plan = experiment.planned(options)
     measured: list[Run | None] = [None] * len(plan)
     for run in done:
         measured[_place(run, plan)] = run
-    if materials is None and None in measured:
-        materials = experiment.prepare(options)
+    todo = [settings for place, settings in enumerate(plan) if measured[place] is None]
+    bars = progress and not _in_notebook() and jobs == 1
     with Progress(len(plan), experiment.name, shown=progress) as bar:
-        bar.advance(sum(run is not None for run in measured))
-        for place, settings in enumerate(plan):
-            if measured[place] is None:
-                figures = experiment.measure(materials, options, settings, progress and not _in_notebook())
-                if odd := settings.keys() & figures.keys():
-                    raise ValueError(
-                        f"{experiment.name}: {', '.join(sorted(odd))} is a setting and a figure of one run"
-                    )
-                measured[place] = run = {**settings, **figures}
+        bar.advance(len(plan) - len(todo))
+        with _measuring(experiment, options, todo, materials, jobs, bars) as runs:
+            for run in runs:
+                measured[_place(run, plan)] = run
                 if report is not None:
                     report(run)
-                bar.advance(note=", ".join(f"{name} {value}" for name, value in settings.items()))
+                bar.advance(note=", ".join(f"{name} {run[name]}" for name in plan[_place(run, plan)]))
     return [run for run in measured if run is not None]
+
+
+@contextlib.contextmanager
+def _measuring(
+    experiment: Experiment, options: Options, todo: Sequence[Run], materials: Any, jobs: int, progress: bool
+) -> Iterator[Iterator[Run]]:
+    """Give the runs that are to be measured, each when it is: one after the other, or as each of several jobs ends."""
+    if jobs == 1:
+        if materials is None and todo:
+            materials = experiment.prepare(options)
+        yield (_measured(experiment, options, settings, materials, progress) for settings in todo)
+        return
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_prepare_here, initargs=(experiment, options, jobs)
+    )
+    try:
+        yield (future.result() for future in as_completed([pool.submit(_measure_here, run) for run in todo]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _measured(experiment: Experiment, options: Options, settings: Run, materials: Any, progress: bool) -> Run:
+    """Measure one run, and give its settings and its figures."""
+    figures = experiment.measure(materials, options, settings, progress)
+    if odd := settings.keys() & figures.keys():
+        raise ValueError(f"{experiment.name}: {', '.join(sorted(odd))} is a setting and a figure of one run")
+    return {**settings, **figures}
+
+
+_here: dict[str, Any] = {}  # what a process measures with, where several measure side by side
+
+
+def _prepare_here(experiment: Experiment, options: Options, jobs: int) -> None:
+    """Make a process ready to measure runs beside others."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    _here.update(experiment=experiment, options=options, materials=experiment.prepare(options))
+
+
+def _measure_here(settings: Run) -> Run:
+    """Measure one run in a process that was made ready."""
+    return _measured(_here["experiment"], _here["options"], settings, _here["materials"], progress=False)
 
 
 def in_order(runs: Sequence[Run], plan: Sequence[Run]) -> list[Run]:

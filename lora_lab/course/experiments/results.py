@@ -30,7 +30,9 @@ def load_result(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def run_experiment(experiment: Experiment, name: str, command: str, *, progress: bool = True, **options: Any) -> Path:
+def run_experiment(
+    experiment: Experiment, name: str, command: str, *, jobs: int = 1, progress: bool = True, **options: Any
+) -> Path:
     """Carry out an experiment and store it as ``data/results/<name>.json``, run by run; give the file's path.
 
     Started again with the same options, it goes on after the last run stored, so it may be killed at any moment.
@@ -39,6 +41,7 @@ def run_experiment(experiment: Experiment, name: str, command: str, *, progress:
         experiment: what to measure.
         name: the name of the result.
         command: the command line that asked for it, for the record.
+        jobs: processes that measure side by side, as in ``perform``; the stored result says how many.
         progress: show progress bars.
         options: the experiment's options; what is not given is as by default, and is stored too.
 
@@ -50,6 +53,8 @@ def run_experiment(experiment: Experiment, name: str, command: str, *, progress:
     materials = experiment.prepare(options)
     conditions = dict(experiment.conditions(materials))
     provenance = {"command": command, "options": options, **conditions, **_where(**conditions)}
+    if jobs > 1:
+        provenance["jobs"] = jobs
     path = results_folder() / f"{name}.json"
     runs: list[Run] = []
     if path.exists():
@@ -62,7 +67,7 @@ def run_experiment(experiment: Experiment, name: str, command: str, *, progress:
         runs.append(run)
         _store(path, {"provenance": provenance, "runs": in_order(runs, plan)})
 
-    perform(experiment, options, materials=materials, done=tuple(runs), report=report, progress=progress)
+    perform(experiment, options, materials=materials, done=tuple(runs), report=report, jobs=jobs, progress=progress)
     return path
 
 

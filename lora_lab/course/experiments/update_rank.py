@@ -233,6 +233,16 @@ def _powers(most: int) -> Iterable[int]:
     return [2**power for power in range(most.bit_length()) if 2**power <= most]
 
 
+def _prepare(options: Options) -> _Materials:
+    """Load the encoder and the sentences."""
+    return _Materials(materials(options))
+
+
+def _conditions(kept: _Materials) -> dict[str, str]:
+    """Say what the runs depend on."""
+    return conditions(kept.shared)
+
+
 EXPERIMENT = Experiment(
     name="update-rank",
     purpose="an encoder learns film reviews: the rank of full fine-tuning's update, and LoRA at each rank",
@@ -244,7 +254,7 @@ EXPERIMENT = Experiment(
         "seeds": Option((0, 1, 2), "each draws other sentences, another order and other factors"),
     },
     plan=_plan,
-    prepare=lambda options: _Materials(materials(options)),
+    prepare=_prepare,
     measure=_measure,
-    conditions=lambda kept: conditions(kept.shared),
+    conditions=_conditions,
 )
