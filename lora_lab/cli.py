@@ -241,7 +241,7 @@ def _bench_step(options: argparse.Namespace) -> int:
     names = ("steps", "warm_up", "batch", "rank", "dtype", "threads")
     plan = step_benchmark.Plan(**{name: getattr(options, name) for name in names})
     command = shlex.join(["lora-lab", *options.arguments])
-    ways = (step_benchmark.OURS, *step_benchmark.PIECES) if options.pieces else step_benchmark.WAYS
+    ways = (step_benchmark.OURS, *step_benchmark.pieces_here()) if options.pieces else step_benchmark.WAYS
     if options.compile:
         ways = (*ways, step_benchmark.COMPILED)
     runs = step_benchmark.bench_step(command, rounds=options.rounds, plan=plan, ways=ways, output=options.output)

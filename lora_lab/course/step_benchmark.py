@@ -10,6 +10,7 @@ measured in turns of its own, in which the allocator gives back at once what is 
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib
 import json
 import os
@@ -44,6 +45,7 @@ WAYS = (OURS, TRAINER, LOOP, FULL)
 EVERY = (*WAYS, *PIECES)
 TARGETS = ("q_proj", "v_proj")
 MATMUL = {"cpu": 2048, "cuda": 8192}  # the side of square matrices whose product says how fast a device multiplies
+RECORDED = "kernels one by one"  # the piece without CUDA graphs
 COMPILED = "blocks compiled"  # the piece that ``--compile`` runs beside the rivals
 
 
@@ -108,6 +110,7 @@ def bench_step(
     memory = {way: _in_process(way, plan, memory=True)["memory"] for way in ways if way in alone}
     for run in runs:
         run.setdefault("memory", memory.get(run["way"]))
+        run["flops"] = _flops(run["way"], plan, round(sum(run["tokens"]) / len(run["tokens"]) / plan.batch))
     if output is not None:
         path = results_folder() / f"{output}.json"
         provenance = _provenance(command, runs[0]) | {"plan": asdict(plan)}
@@ -116,6 +119,13 @@ def bench_step(
 
         save(step_bench_figure(runs), path.parents[1] / "figures" / f"{output}.png")
     return runs
+
+
+def pieces_here() -> list[str]:
+    """Give the pieces that make a difference on this machine: kernels are recorded on a GPU alone."""
+    import torch
+
+    return [name for name in PIECES if torch.cuda.is_available() or name != RECORDED]
 
 
 def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
@@ -128,10 +138,10 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
 
     Returns:
         "seconds" and "tokens" of each step that counts, without padding; "first", the seconds of those that do not, in
-        which things are set up or compiled; "loss", the mean loss of held-out examples after the last step; "flops" of
-        a step and "products", what the machine multiplies in a second, in floating-point operations. On CUDA "memory"
-        too, the peak above the weights in bytes of what torch has allocated. With ``memory`` that alone; on a CPU it is
-        the rise of the resident set.
+        which things are set up or compiled; "loss", the mean loss of held-out examples after the last step; "products",
+        what the machine multiplies in a second, in floating-point operations. On CUDA "memory" too, the peak above the
+        weights in bytes of what tensors hold, and "reserved", of what torch holds for them. With ``memory`` that alone;
+        on a CPU it is the rise of the resident set.
 
     Raises:
         ValueError: there is no such way.
@@ -159,6 +169,8 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
     where["threads"] = torch.get_num_threads()
     if memory or on_gpu:
         where["memory"] = _memory_peak(trained) - before
+    if on_gpu:
+        where["reserved"] = torch.cuda.max_memory_reserved(trained.device) - before
     if memory:
         return where
     tokens = [sum(len(example.tokens) for example in batch) for batch in _in_order(examples, plan, way)]
@@ -168,7 +180,6 @@ def measure(way: str, plan: Plan, *, memory: bool = False) -> Run:
         "seconds": [round(second, 5) for second in seconds[plan.warm_up :]],
         "tokens": tokens[plan.warm_up :],
         "loss": round(mean_loss(trained, held_out, plan.batch), 4),
-        "flops": _flops(way, plan, round(sum(tokens) / len(examples))),
         "products": products_per_second(trained.device, trained.dtype),
     }
 
@@ -382,6 +393,7 @@ def _in_order(examples: list[Encoded], plan: Plan, way: str) -> list[list[Encode
     return [[examples[place] for place in places] for places in chosen]
 
 
+@functools.cache
 def _flops(way: str, plan: Plan, tokens: int) -> int:
     """Give the operations of a step on a batch without padding: what has to be multiplied, whoever does it."""
     import torch
@@ -400,8 +412,9 @@ def _memory_from_here(model: PreTrainedModel) -> int:
     """Give the memory in use in bytes, and let its peak count from here on; the libraries have what they keep."""
     import torch
 
-    for library in ("accelerate", "peft", "transformers.trainer"):
-        importlib.import_module(library)
+    if model.device.type == "cpu":  # where the memory of a library is the process's too
+        for library in ("accelerate", "peft", "transformers.trainer"):
+            importlib.import_module(library)
     with torch.inference_mode():  # which also brings in weights that are only mapped from their file so far
         model(torch.arange(1, 9, device=model.device).unsqueeze(0))
     if model.device.type == "cuda":

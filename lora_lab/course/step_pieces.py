@@ -89,13 +89,16 @@ def _made_in_its_step(model: PreTrainedModel) -> None:
     _Run.look_ahead = lambda self: None  # type: ignore[method-assign]
 
 
+ONE_BY_ONE = {"cuda_graphs": False}  # on a GPU the steps of a piece with another loss are not recorded
+
 PIECES = {
-    "head at every position": Piece(change=_head_everywhere),
-    "all logits at once": Piece(change=_all_logits_at_once),
+    "head at every position": Piece(ONE_BY_ONE, change=_head_everywhere),
+    "all logits at once": Piece(ONE_BY_ONE, change=_all_logits_at_once),
     "input copied to float32": Piece(change=_copied_input),
     "gradient to the embedding": Piece(change=_down_to_the_embedding),
     "AdamW one by one": Piece(change=_plain_adamw),
     "batches not ahead": Piece(change=_made_in_its_step),
+    "kernels one by one": Piece(ONE_BY_ONE),
     "grouped by length": Piece({"group_by_length": True}),
     "blocks computed twice": Piece({"gradient_checkpointing": True}),
     "blocks compiled": Piece({"compile": True}),

@@ -50,6 +50,7 @@ class Job:
         group_by_length: put examples of like length into one batch, to save padding.
         gradient_checkpointing: compute the blocks of the model again in the backward pass, to save memory.
         compile: translate the blocks of the model with torch.compile first, which takes a minute.
+        cuda_graphs: on a GPU, record the passes of a step and replay them.
         validation: examples to keep the best weights by; 0 keeps the last weights.
         validate_every: steps between two looks at them.
         seed: decides the initial factors and the order of the examples.
@@ -73,6 +74,7 @@ class Job:
     group_by_length: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     validation: int = 32
     validate_every: int = 30
     seed: int = 0
@@ -109,7 +111,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
     progress = progress and processes.is_first()
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
-    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed", *LEAN)
+    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed", "cuda_graphs", *LEAN)
     settings = Settings(**{name: getattr(job, name) for name in shared})
     task = TextToSQL(seed=0)
     examples = task.train(job.examples)

@@ -54,6 +54,7 @@ class Job:
         group_by_length: put examples of like length into one batch, to save padding.
         gradient_checkpointing: compute the blocks of the model again in the backward pass, to save memory.
         compile: translate the blocks of the model with torch.compile first, which takes a minute.
+        cuda_graphs: on a GPU, record the passes of a step and replay them.
         validation: examples to keep the best weights by, below 1 a share; 0 keeps the last weights; by default 0.1.
         validation_data: a file with the validation examples, where they are not part of the data.
         test_data: a file with examples that choose nothing, for the scores; by default they are of the validation ones.
@@ -85,6 +86,7 @@ class Job:
     group_by_length: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     validation: int | float | None = None
     validation_data: Path | None = None
     test_data: Path | None = None
@@ -292,7 +294,17 @@ def _settings(job: Job) -> Settings:
     for name in ("patience", "sample_every", "validate_every"):
         if without and getattr(job, name) is not None:
             raise ValueError(f"{name}: got {getattr(job, name)}, and there are no validation examples to look at")
-    shared = ("epochs", "batch_size", "micro_batch_size", "learning_rate", "validate_every", "patience", "seed", *LEAN)
+    shared = (
+        "epochs",
+        "batch_size",
+        "micro_batch_size",
+        "learning_rate",
+        "validate_every",
+        "patience",
+        "seed",
+        "cuda_graphs",
+        *LEAN,
+    )
     if job.shots and without and job.test_data is None:
         raise ValueError(f"shots: got {job.shots}, and there are no validation or test examples to ask about")
     return Settings(**{name: getattr(job, name) for name in shared})

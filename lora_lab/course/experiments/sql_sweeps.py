@@ -186,7 +186,15 @@ def _judged(shared: Materials, options: Options, progress: bool, shots: Sequence
 
     figures: Run = {
         "correct": {
-            split: evaluate(shared.model, shared.tokenizer, shared.task, asked, shots=shots, progress=progress).correct
+            split: evaluate(
+                shared.model,
+                shared.tokenizer,
+                shared.task,
+                asked,
+                shots=shots,
+                batch_size=len(asked),
+                progress=progress,
+            ).correct
             for split, asked in shared.questions.items()
         },
         "test": options["test"],
