@@ -110,7 +110,9 @@ def bench_step(
     memory = {way: _in_process(way, plan, memory=True)["memory"] for way in ways if way in alone}
     for run in runs:
         run.setdefault("memory", memory.get(run["way"]))
-        run["flops"] = _flops(run["way"], plan, round(sum(run["tokens"]) / len(run["tokens"]) / plan.batch))
+        run["flops"] = _flops(
+            FULL if run["way"] == FULL else OURS, plan, round(sum(run["tokens"]) / len(run["tokens"]) / plan.batch)
+        )
     if output is not None:
         path = results_folder() / f"{output}.json"
         provenance = _provenance(command, runs[0]) | {"plan": asdict(plan)}
