@@ -94,7 +94,7 @@ def shaped(batch: Batch, limit: int | None = None) -> Shaped:
 
 
 class Recorder:
-    """Computes gradients batch by batch, with a CUDA graph for each shape that comes a second time.
+    """Computes gradients batch by batch, with a CUDA graph for each shape.
 
     Gradients stay where they are from step to step, for a graph adds to the tensors that it was recorded on: set them
     to zero, not to ``None``.
@@ -103,7 +103,6 @@ class Recorder:
     def __init__(self, model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> None:
         """Make the gradients of the parameters that are trained."""
         self.model = model
-        self.known: set[Key] = set()
         self.graphs: dict[Key, tuple[Shaped, Tensor, Callable[[], Tensor]]] = {}
         self.refused = False
         self.pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
@@ -113,15 +112,14 @@ class Recorder:
     def backward(self, batch: Shaped, labelled: int) -> Tensor:
         """Give a batch's summed loss over ``labelled``, and add its gradient to those of the parameters.
 
-        The first batch of a shape is computed as ever, which also makes ready what a recording must find ready.
+        Every batch is replayed, the first of its shape too: a kernel may round otherwise in a graph than outside, and
+        a run that goes on where it was stopped meets its shapes anew.
         """
-        key = batch.key
-        if key in self.known and key not in self.graphs and not self.refused:
-            self._record(batch, labelled)
-        if key not in self.graphs:
-            self.known.add(key)
-            return self._computed(batch, self._share(labelled))
-        inputs, share, replay = self.graphs[key]
+        if batch.key not in self.graphs and not self.refused:
+            self._record(batch)
+        if self.refused:
+            return self._computed(batch, self._share(1 / labelled))
+        inputs, share, replay = self.graphs[batch.key]
         inputs.copy_(batch)
         share.fill_(1 / labelled)
         return replay().clone()
@@ -134,18 +132,20 @@ class Recorder:
         loss.backward(share)
         return loss.detach() * share
 
-    def _share(self, labelled: int) -> Tensor:
-        """Give 1 / labelled on the model's device, in the type of the loss."""
+    def _share(self, value: float) -> Tensor:
+        """Give a number on the model's device, in the type of the loss."""
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        return torch.full((), 1 / labelled, dtype=dtype, device=self.model.device)
+        return torch.full((), value, dtype=dtype, device=self.model.device)
 
-    def _record(self, batch: Shaped, labelled: int) -> None:
+    def _record(self, batch: Shaped) -> None:
         """Record the passes of a shape, or give up recording: some models ask the GPU for numbers as they run."""
-        inputs, share = batch.clone(), self._share(labelled)
+        inputs, share = batch.clone(), self._share(0.0)
+        self._computed(inputs, share)  # no part of the loss, for what makes itself ready at the first call
         try:
             self.graphs[batch.key] = (inputs, share, self._captured(lambda: self._computed(inputs, share)))
         except RuntimeError as error:
             self.refused = True
+            self.graphs.clear()
             if not is_out_of_memory(error):
                 reason = str(error).splitlines()[0]
                 warnings.warn(f"the steps of this model cannot be recorded as CUDA graphs: {reason}", stacklevel=2)

@@ -76,9 +76,9 @@ class Settings:
             backward pass: less memory for more time, and the same gradient.
         compile: translate the blocks of the model with ``torch.compile`` first, which takes a minute. Whether a step is
             faster then depends on the device. The gradient is the same to rounding.
-        cuda_graphs: on a GPU, record the forward and backward pass of batches that come in a shape a second time, and
-            replay them (``lora_lab.finetune.graphs``): many times faster where a model is small. It is done without
-            where it cannot be: with dropout, with ``gradient_checkpointing``, or where a model refuses.
+        cuda_graphs: on a GPU, record the forward and backward pass of each shape of batch and replay it
+            (``lora_lab.finetune.graphs``): many times faster where a model is small. It is done without where it
+            cannot be: with dropout, with ``gradient_checkpointing``, or where a model refuses.
     """
 
     epochs: int = 1
