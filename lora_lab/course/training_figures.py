@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_lab.course.experiments import mean_score
+from lora_lab.course.experiments.sql_sweeps import one_sweep
 from lora_lab.course.figures import BLACK, BLUE, COLOURS, GREY, LINE_STYLES, MARKERS, canvas
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from lora_lab.finetune import Evaluation, History
 
 HATCHES = ("", "///", "...", "xx")  # the second cue beside the colour of a bar
+
+
+SWEPT_AXES = {  # what a column of ``sweeps_figure`` changes, and what its axis is called
+    "rank": "rank",
+    "targets": "targets",
+    "examples": "training examples",
+    "learning_rate": "learning rate",
+}
 
 
 def training_curve(history: History, *, window: int = 10) -> Figure:
@@ -116,3 +125,44 @@ def rank_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
     ax.set_ylabel("right answers (%)")
     ax.legend()
     return fig
+
+
+def sweeps_figure(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the sweeps of an experiment: right answers above, what was forgotten below, one column a setting.
+
+    A line joins the means of the seeds, and small marks show each. Below, the dashed line is the untouched model.
+
+    Args:
+        runs: entries of the experiment ``sql-sweeps``.
+    """
+    untouched = next(run for run in runs if run["method"] == "untouched")
+    splits = list(untouched["correct"])
+    fig, axes = canvas(2, len(SWEPT_AXES), width=10.5, height=5.4, sharey="row")
+    for column, (setting, label) in enumerate(SWEPT_AXES.items()):
+        found = one_sweep(runs, setting)
+        values = list(dict.fromkeys(run[setting] for run in found))
+        upper, lower = axes[0][column], axes[1][column]
+        for i, split in enumerate(splits):
+            shares = [[100 * run["correct"][split] / run["test"] for run in found if run[setting] == v] for v in values]
+            look = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": LINE_STYLES[i]}
+            _draw_seeds(upper, shares, **look, label=f"unseen {split}")
+        losses = [[run["ordinary loss"] for run in found if run[setting] == value] for value in values]
+        _draw_seeds(lower, losses, color=GREY, marker="o", linestyle="-")
+        lower.axhline(untouched["ordinary loss"], color=GREY, linestyle="--", linewidth=1)
+        upper.set_xticks(range(len(values)), [""] * len(values))
+        lower.set_xticks(range(len(values)), [f"{v:g}" if not isinstance(v, str) else v for v in values])
+        if setting in ("targets", "learning_rate"):
+            for tick in lower.get_xticklabels():
+                tick.set(rotation=40, ha="right", rotation_mode="anchor")
+        lower.set_xlabel(label)
+    axes[0][0].set(ylim=(0, 100), ylabel="right answers (%)")
+    axes[1][0].set_ylabel("loss on ordinary text\n(nats a token)")
+    axes[0][0].legend(fontsize=8, loc="lower right")
+    return fig
+
+
+def _draw_seeds(ax: Axes, seeds: Sequence[Sequence[float]], *, label: str | None = None, **look: Any) -> None:
+    """Draw a line through the mean of each place, and a small mark for each of its values."""
+    ax.plot(range(len(seeds)), [sum(some) / len(some) for some in seeds], label=label, **look)
+    for place, some in enumerate(seeds):
+        ax.plot([place] * len(some), some, **{**look, "linestyle": "none"}, alpha=0.35, markersize=4)

@@ -10,7 +10,7 @@ import torch
 from lora_lab.course.experiments import EXPERIMENTS, Experiment, Option, perform, results, run_experiment
 from lora_lab.course.experiments import review_sentiment as sentiment
 from lora_lab.course.experiments import sql_sweeps as sweeps
-from lora_lab.finetune import Reviews, loss, memory, own_data
+from lora_lab.finetune import Encoded, Reviews, Settings, loss, memory, own_data
 from lora_lab.finetune.text_to_sql import SPLITS
 from lora_lab.lora import LoRAConfig, account, attach, lora_layers
 from tests.finetune.conftest import tiny_model
@@ -90,6 +90,16 @@ def test_memory_by_account_adds_the_moments_the_activations_and_a_chunk_of_logit
     assert memory.step_bytes(model, 3, 20, labelled=5) - without == 5 * 259 * 16
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 2 * 259)
     assert memory.step_bytes(model, 3, 20, labelled=5) - without == 2 * 259 * 16
+
+
+def test_the_largest_batch_has_most_tokens_with_its_padding():
+    examples = [Encoded(tuple(range(3, 3 + length)), length - 3) for length in (9, 20, 10, 8, 17, 11)]
+    settings = Settings(batch_size=2, group_by_length=True)  # 8 and 9, 10 and 11, 17 and 20
+    assert sweeps.largest_batch(examples, settings, padded=False) == (2, 20, 6)
+    assert sweeps.largest_batch(examples, settings, padded=True) == (2, 20, 6)
+    long = [Encoded(tuple(range(3, 36)), 22)] * 2
+    assert sweeps.largest_batch([*examples, *long], settings, padded=False) == (2, 33, 22)
+    assert sweeps.largest_batch([*examples, *long], settings, padded=True) == (2, 36, 24)
 
 
 # Several runs side by side

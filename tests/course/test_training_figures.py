@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_lab.course.training_figures import rank_figure, score_bars, training_curve, training_curves
+from lora_lab.course.training_figures import rank_figure, score_bars, sweeps_figure, training_curve, training_curves
 from lora_lab.finetune import Answered, Evaluation, History, TextToSQL
 
 EXAMPLES = TextToSQL(seed=0).test("questions", 8)
@@ -49,3 +49,24 @@ def test_the_rank_figure_draws_the_mean_and_each_seed():
     assert list(lines[0].get_xdata()) == [1, 8]
     assert list(lines[0].get_ydata()) == pytest.approx([30, 95])
     assert [line.get_ydata()[0] for line in lines[1:]] == pytest.approx([20, 40, 90, 100])
+
+
+def test_the_sweeps_figure_has_a_column_for_each_setting_and_a_mark_for_each_seed():
+    settings = {"rank": 8, "targets": "qv", "examples": 480, "learning_rate": 4e-3}
+    untouched = {"method": "untouched", **dict.fromkeys(settings), "seed": None, "correct": {"a": 1}, "test": 8}
+    runs = [{**untouched, "ordinary loss": 4.5}]
+    for changes, right in (({}, 4), ({"rank": 1}, 2), ({"targets": "mlp"}, 6), ({"learning_rate": 1e-3}, 8)):
+        for seed in range(2):
+            figures = {"correct": {"a": right + seed}, "test": 10, "ordinary loss": 5.0 + seed, "trainable": right}
+            runs.append({"method": "LoRA", **settings, **changes, "seed": seed, **figures})
+    axes = sweeps_figure(runs).axes
+    assert len(axes) == 8
+    ranks, targets, examples, rates = axes[:4]
+    assert list(ranks.lines[0].get_ydata()) == [25, 45]  # the means of the seeds, in percent
+    assert [list(line.get_ydata()) for line in ranks.lines[1:]] == [[20, 30], [40, 50]]
+    assert list(targets.lines[0].get_ydata()) == [45, 65]
+    assert list(examples.lines[0].get_ydata()) == [45]
+    assert list(rates.lines[0].get_ydata()) == [85, 45]
+    assert [tick.get_text() for tick in axes[7].get_xticklabels()] == ["0.001", "0.004"]
+    assert list(axes[4].lines[0].get_ydata()) == [5.5, 5.5]
+    assert axes[4].lines[-1].get_ydata()[0] == 4.5

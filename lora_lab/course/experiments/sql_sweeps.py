@@ -153,6 +153,25 @@ def _measure(shared: Materials, options: Options, settings: Run, progress: bool)
         detach(model)
 
 
+def largest_batch(examples: Sequence[Encoded], settings: Settings, *, padded: bool) -> tuple[int, int, int]:
+    """Give rows, tokens and labelled tokens of the batch that has most tokens in a training, padding among them.
+
+    ``padded`` says whether batches are padded to few shapes, as they are where a GPU records them.
+    """
+    from lora_lab.finetune.graphs import rounded
+    from lora_lab.finetune.training import batch_indices
+
+    lengths = [len(example.tokens) for example in examples]
+    shapes = []
+    for step in range(settings.epochs * -(-len(examples) // settings.batch_size)):
+        batch = batch_indices(len(examples), step, settings, lengths)
+        tokens, labelled = max(lengths[place] for place in batch), sum(examples[place].answer_tokens for place in batch)
+        if padded:
+            tokens, labelled = rounded(tokens, steps=8), rounded(labelled)
+        shapes.append((len(batch), tokens, labelled))
+    return max(shapes, key=lambda shape: (shape[0] * shape[1], shape[2]))
+
+
 @contextlib.contextmanager
 def _memory(model: PreTrainedModel, examples: Sequence[Encoded], settings: Settings) -> Iterator[Run]:
     """Give what the largest batch needs by ``account``, and on a GPU, when the training is over, what was measured.
@@ -162,16 +181,11 @@ def _memory(model: PreTrainedModel, examples: Sequence[Encoded], settings: Setti
     """
     import torch
 
+    from lora_lab.finetune.graphs import can_record
     from lora_lab.finetune.memory import step_bytes
-    from lora_lab.finetune.training import batch_indices
 
-    lengths = [len(example.tokens) for example in examples]
-    steps = settings.epochs * -(-len(examples) // settings.batch_size)
-    batches = [batch_indices(len(examples), step, settings, lengths) for step in range(steps)]
-    largest = max(batches, key=lambda batch: len(batch) * max(lengths[place] for place in batch))
-    tokens = max(lengths[place] for place in largest)
-    labelled = sum(examples[place].answer_tokens for place in largest)
-    found: Run = {"memory by account": step_bytes(model, len(largest), tokens, labelled)}
+    shape = largest_batch(examples, settings, padded=can_record(model))
+    found: Run = {"memory by account": step_bytes(model, *shape)}
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
