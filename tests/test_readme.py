@@ -17,6 +17,7 @@ from lora_lab import assets
 from lora_lab.course.benchmarks import TOLERANCE
 from lora_lab.course.experiments import load_result
 from lora_lab.course.notebooks import notebooks
+from lora_lab.course.step_benchmark import OURS, TRAINER, WAYS, ratios, tokens_per_second
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,6 +131,23 @@ def test_speed_is_what_was_measured():
     for (_, dtype, _, _), cell in cells.items():
         ours, theirs = (1 + np.median(cell[method]["excess"]) for method in ("lora-lab randomized_svd", rival))
         assert ours <= theirs * (1 + TOLERANCE[dtype])
+
+
+def test_the_speed_of_a_step_is_what_was_measured():
+    text = " ".join(README.split())
+    for name, words in {
+        "step-bench-cpu": "{:.1f} times the tokens a second ({:.1f} to {:.1f} in {} rounds) in {:.2f} of the memory",
+        "step-bench-h200": "{:.1f} times ({:.1f} to {:.1f} in {} rounds) in {:.2f}, at a held-out loss",
+    }.items():
+        runs = load_result(name)["runs"]
+        found = ratios(runs, OURS, TRAINER)
+        ours, theirs = ([run for run in runs if run["way"] == way] for way in (OURS, TRAINER))
+        memory = ours[0]["memory"] / theirs[0]["memory"]
+        assert words.format(np.median(found), min(found), max(found), len(found), memory) in text
+        assert max(run["loss"] for run in ours) <= min(run["loss"] for run in theirs)
+        everywhere = {way: np.median([tokens_per_second(run) for run in runs if run["way"] == way]) for way in WAYS}
+        assert max(everywhere, key=everywhere.get) == OURS
+        assert min((run["memory"], run["way"]) for run in runs)[1] == OURS
 
 
 def test_licence_and_rounding_of_the_model_are_told():

@@ -225,7 +225,7 @@ def table(runs: Sequence[Run]) -> str:
     for way, mine in _by_way(runs).items():
         share = median(len(run["seconds"]) * run["flops"] / sum(run["seconds"]) / run["products"] for run in mine)
         speed, loss = median(map(tokens_per_second, mine)), median(run["loss"] for run in mine)
-        lines.append(f"{way:26}{speed:>10,.0f}{share:>13.0%}{mine[0]['memory'] / 1e6:>8,.0f} MB{loss:>15.3f}")
+        lines.append(f"{way:26}{speed:>10,.0f}{share:>13.1%}{mine[0]['memory'] / 1e6:>8,.0f} MB{loss:>15.3f}")
     return "\n".join(lines)
 
 

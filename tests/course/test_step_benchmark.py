@@ -65,8 +65,8 @@ def test_the_verdict_names_the_median_the_range_and_the_memory():
 def test_the_table_has_medians_and_the_share_of_the_products():
     head, ours, trainer = step_benchmark.table(RUNS).splitlines()
     assert head.split() == ["tokens/s", "of", "products", "memory", "held-out", "loss"]
-    assert ours.split() == ["lora-lab", "20", "10%", "150", "MB", "0.500"]  # 3 · 100 operations in 3 s, of 1,000 a s
-    assert trainer.split() == ["PEFT,", "Trainer", "10", "5%", "300", "MB", "0.500"]
+    assert ours.split() == ["lora-lab", "20", "10.0%", "150", "MB", "0.500"]  # 3 · 100 operations in 3 s, of 1,000 a s
+    assert trainer.split() == ["PEFT,", "Trainer", "10", "5.0%", "300", "MB", "0.500"]
 
 
 def test_the_figure_draws_every_turn_and_the_memory():
