@@ -13,6 +13,8 @@ from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.text_to_sql import Example, TextToSQL
 
+MAX_NEW_TOKENS = 48  # an answer in SQL is shorter
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -68,7 +70,7 @@ def evaluate(
     *,
     shots: Sequence[Example] = (),
     batch_size: int = 48,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> Evaluation:
     """Let ``model`` answer every question, and score each answer by running it.
@@ -106,7 +108,7 @@ def ask(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],
     *,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> str:
     """Give the model's answer to one conversation, always taking the likeliest next token."""
     prompt = encode_prompt(tokenizer, messages)
@@ -120,7 +122,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     batch_size: int = 48,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> list[str]:
     """Give the answer to each prompt, always taking the likeliest next token.

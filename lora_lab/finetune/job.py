@@ -10,18 +10,19 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_lab.finetune import processes
-from lora_lab.finetune.encoding import encode
-from lora_lab.finetune.evaluation import Evaluation, evaluate
-from lora_lab.finetune.model import DEFAULT_MODEL, load_model, load_tokenizer, source_of
+from lora_lab.finetune.encoding import encode, encode_prompt
+from lora_lab.finetune.evaluation import MAX_NEW_TOKENS, Evaluation, evaluate
+from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
 from lora_lab.finetune.training import LEAN, History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
@@ -122,6 +123,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
         tokenizer = load_tokenizer(job.model, source=job.source)
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
 
+    if solved and job.baselines:
+        _check_room(model, tokenizer, task, questions, solved)
     with as_options():
         attach(model, config, generator=torch.Generator().manual_seed(job.seed))
     counts = account(model)
@@ -153,6 +156,24 @@ def run(job: Job, *, progress: bool = True) -> Result:
     if processes.is_first():
         write_json(job.output / "metrics.json", _metrics(job, result, model.device, model.dtype))
     return result
+
+
+def _check_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TextToSQL,
+    questions: Mapping[str, Sequence[Example]],
+    solved: Sequence[Example],
+) -> None:
+    """Raise ``ValueError`` before anything is trained if the solved examples leave no room for an answer."""
+    limit = context_length(model)
+    prompts = (task.messages(one, solved) for asked in questions.values() for one in asked)
+    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts) + MAX_NEW_TOKENS
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"shots: with {len(solved)} solved examples the longest prompt and its answer may have {longest} tokens, "
+            f"and the model reads at most {limit}; take fewer"
+        )
 
 
 def summary(result: Result) -> str:

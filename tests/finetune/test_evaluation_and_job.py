@@ -209,6 +209,12 @@ def test_options_that_make_no_job_are_refused_before_anything_is_loaded(small, m
         job.run(replace(small, **change), progress=False)
 
 
+def test_solved_examples_beyond_the_context_are_refused_before_training(small, monkeypatch):
+    monkeypatch.setattr(job, "train", None)
+    with pytest.raises(ValueError, match=r"shots: with 15 solved .* at most 2048; take fewer"):
+        job.run(replace(small, shots=15), progress=False)
+
+
 def test_the_adapter_has_the_weights_of_the_lowest_validation_loss(small, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr("lora_lab.finetune.training.score_answers", lambda *_: AnswerScore(next(losses), 1, 2))
