@@ -69,6 +69,15 @@ def _copied_input(model: PreTrainedModel) -> None:
     LoRALinear.path = path  # type: ignore[method-assign]
 
 
+def _kept_whole(model: PreTrainedModel) -> None:
+    """Let norms and gated layers keep for the backward pass what autograd keeps."""
+    import contextlib
+
+    from lora_lab.finetune import training
+
+    training.keep_less = lambda model: contextlib.nullcontext(0)  # type: ignore[assignment, return-value]
+
+
 def _down_to_the_embedding(model: PreTrainedModel) -> None:
     """Ask for the gradient of the embedding's output, as is done where gradients are checkpointed."""
     model.enable_input_require_grads()
@@ -95,6 +104,7 @@ PIECES = {
     "head at every position": Piece(ONE_BY_ONE, change=_head_everywhere),
     "all logits at once": Piece(ONE_BY_ONE, change=_all_logits_at_once),
     "input copied to float32": Piece(change=_copied_input),
+    "norms and gates kept whole": Piece(change=_kept_whole),
     "gradient to the embedding": Piece(change=_down_to_the_embedding),
     "AdamW one by one": Piece(change=_plain_adamw),
     "batches not ahead": Piece(change=_made_in_its_step),

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
 
-LOGITS_AT_ONCE = 2**22  # as many logits are in memory at a time on a CPU: 16 MiB in float32
-LOGITS_AT_ONCE_ELSEWHERE = 2**25  # on a GPU, which wants more work at a time: 128 MiB in float32
+LOGITS_AT_ONCE = 2**22  # as many logits are in memory at a time: 16 MiB in float32
+POSITIONS_AT_ONCE = 64  # but those of as many positions at least: with fewer, reading the head takes the time
 
 
 def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None = None) -> Tensor:
@@ -34,8 +34,8 @@ def answer_loss(model: PreTrainedModel, batch: Batch, *, positions: int | None =
     Args:
         model: a causal model of transformers whose logits ``logits_of`` knows (``check_logits`` says whether it does).
         batch: (batch, tokens) tensors on the model's device.
-        positions: how many positions go through the head at once, by default as many as make 4 million logits, on a GPU
-            33 million.
+        positions: how many positions go through the head at once, by default as many as make 4 million logits, and 64
+            at least.
     """
     return loss_at(model, *answer_positions(model, batch), positions=positions)
 
@@ -139,8 +139,7 @@ def logits_at_once(model: PreTrainedModel, positions: int) -> int:
 
 def _positions_at_once(model: PreTrainedModel) -> int:
     """Give the number of positions whose logits are in memory at a time."""
-    most = LOGITS_AT_ONCE if model.device.type == "cpu" else LOGITS_AT_ONCE_ELSEWHERE
-    return max(1, most // _vocabulary(model))
+    return max(POSITIONS_AT_ONCE, LOGITS_AT_ONCE // _vocabulary(model))
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from lora_lab.finetune.activations import keep_less
 from lora_lab.finetune.loss import logits_at_once
 from lora_lab.lora import Costs, account
 
@@ -56,9 +57,16 @@ def step_bytes(model: PreTrainedModel, rows: int, tokens: int, labelled: int = 0
     Raises:
         ValueError: ``account`` cannot count this model.
     """
-    costs = account(model, batch=rows, tokens=tokens).costs
-    assert costs is not None
+    costs = _costs(model, rows, tokens)
     return _worst(costs, logits_at_once(model, labelled) * (model.dtype.itemsize + 12))
+
+
+def _costs(model: PreTrainedModel, rows: int, tokens: int) -> Costs:
+    """Give what a step of ``train`` costs, whose norms and gated layers keep less."""
+    with keep_less(model):
+        costs = account(model, batch=rows, tokens=tokens).costs
+    assert costs is not None
+    return costs
 
 
 def _worst(costs: Costs, logits: int = 0) -> int:
@@ -69,8 +77,7 @@ def _worst(costs: Costs, logits: int = 0) -> int:
 def _needs(model: PreTrainedModel, rows: int, tokens: int) -> str:
     """Give the bytes of a step in brackets; nothing for a model that cannot be counted."""
     try:
-        costs = account(model, batch=rows, tokens=tokens).costs
+        costs = _costs(model, rows, tokens)
     except ValueError:
         return ""
-    assert costs is not None
     return f" ({_worst(costs) / 1e9:,.3g} GB by account, {costs.activations / 1e9:,.3g} GB of it activations)"

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_lab.finetune import processes
+from lora_lab.finetune.activations import keep_less
 from lora_lab.finetune.checkpoint import (
     FILE_NAME,
     Checkpoint,
@@ -217,6 +218,7 @@ def train(
         first = processes.is_first()
         with (
             quick_attention(model.device),
+            keep_less(model),
             _in_blocks(model, settings),
             Progress(run.steps, "training", shown=progress and first) as bar,
         ):

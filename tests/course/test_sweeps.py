@@ -11,6 +11,7 @@ from lora_lab.course.experiments import EXPERIMENTS, Experiment, Option, perform
 from lora_lab.course.experiments import review_sentiment as sentiment
 from lora_lab.course.experiments import sql_sweeps as sweeps
 from lora_lab.finetune import Encoded, Reviews, Settings, loss, memory, own_data
+from lora_lab.finetune.activations import keep_less
 from lora_lab.finetune.text_to_sql import SPLITS
 from lora_lab.lora import LoRAConfig, account, attach, lora_layers
 from tests.finetune.conftest import tiny_model
@@ -84,11 +85,14 @@ def test_every_kind_of_run_is_measured_and_the_model_comes_back_untouched(materi
 
 def test_memory_by_account_adds_the_moments_the_activations_and_a_chunk_of_logits(monkeypatch):
     model = attach(tiny_model(), LoRAConfig(rank=2))
-    costs = account(model, batch=3, tokens=20).costs
+    with keep_less(model):
+        costs = account(model, batch=3, tokens=20).costs
     without = memory.step_bytes(model, 3, 20)
     assert without == costs.weights + costs.optimizer_states + costs.activations
     assert memory.step_bytes(model, 3, 20, labelled=5) - without == 5 * 259 * 16
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 2 * 259)
+    assert memory.step_bytes(model, 3, 20, labelled=5) - without == 5 * 259 * 16  # never fewer than 64 positions
+    monkeypatch.setattr(loss, "POSITIONS_AT_ONCE", 1)
     assert memory.step_bytes(model, 3, 20, labelled=5) - without == 2 * 259 * 16
 
 
