@@ -264,9 +264,13 @@ def step_bench_figure(runs: Sequence[Run]) -> Figure:
         right.text(mine[0]["memory"] / 1e6, place, f" {mine[0]['memory'] / 1e6:,.0f}", va="center", fontsize=9)
     left.set_yticks(range(len(found)), list(found))
     left.set_ylim(len(found) - 0.4, -0.6)
-    left.set(xlabel="tokens a second", xlim=(0, None))
+    fastest = max(map(tokens_per_second, runs))
+    left.set(xlabel="tokens a second", xlim=(0, 1.05 * fastest))
     right.set(xlabel="MB above the weights")
     right.margins(x=0.18)
+    for ax in (left, right):
+        ax.locator_params(axis="x", nbins=5)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
     return fig
 
 

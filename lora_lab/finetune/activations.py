@@ -112,10 +112,13 @@ def _frugal(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
 @torch.no_grad()
 def _same(module: Any, forward: Callable[[Any, Tensor], Tensor]) -> bool:
     """Say whether a forward pass gives what the module's own does, on eight vectors, with the same random numbers."""
-    parameter = next(module.parameters())
-    layer: Any = None if forward is _norm else plain(module.gate_proj)
-    features = layer.in_features if layer else len(parameter)
-    x = torch.randn(1, 8, features, generator=torch.Generator().manual_seed(0)).to(parameter)
+    layer: Any = module if forward is _norm else plain(module.gate_proj)
+    try:
+        like = next(tensor for tensor in (layer.weight, *module.parameters()) if tensor.is_floating_point())
+        features = len(like) if forward is _norm else layer.in_features
+    except (AttributeError, StopIteration):  # its weights are kept as something else
+        return False
+    x = torch.randn(1, 8, features, generator=torch.Generator().manual_seed(0)).to(like)
     was_training = module.training
     module.train()
     found = []

@@ -205,7 +205,10 @@ def _short_enough(source: Source, limit: int | None) -> tuple[Example, ...]:
     long = source.longer_than(limit)
     if len(long) == len(source.encoded):
         shortest = min(len(encoded.tokens) for encoded in source.encoded)
-        raise ValueError(f"{source.file.name}: every example has more than {limit} tokens, the shortest {shortest}")
+        raise ValueError(
+            f"{source.file.name}: every example has more than {limit} tokens, the shortest {shortest}; raise "
+            "max_tokens, or take a model that reads more"
+        )
     pairs = zip(source.file.records, source.encoded, strict=True)
     return tuple(Example(record, encoded) for record, encoded in pairs if record.line not in long)
 

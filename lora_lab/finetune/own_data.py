@@ -349,7 +349,8 @@ def _sections(job: Job, result: Result) -> dict[str, list[tuple[str, object]]]:
         ("tested with", facts["test"]),
     ]
     left_out = ("data", "output", "validation_data", "test_data", "device")
-    settings = [(name.replace("_", " "), value) for name, value in job.shown().items() if name not in left_out]
+    used = job.shown() | ({} if job.validation_data else {"validation": job.held_out})
+    settings = [(name.replace("_", " "), value) for name, value in used.items() if name not in left_out]
     results: list[tuple[str, object]] = [("steps", result.ending())]
     for name, score in result.scores.items():
         results += [(f"{figure}, {name}", value) for figure, value in score.facts().items() if figure != "asked"]

@@ -102,6 +102,7 @@ def _changed_for_a_while(monkeypatch):
     """Put back after the test what a piece changes for good in the process of its turn."""
     for place, name in (
         (training, "answer_loss"),
+        (training, "keep_less"),
         (LoRALinear, "path"),
         (torch.optim, "AdamW"),
         (training._Run, "look_ahead"),
@@ -151,6 +152,12 @@ def test_a_piece_takes_out_what_it_says(plan):
     assert not model.get_input_embeddings()(batch.input_ids).requires_grad
     PIECES["gradient to the embedding"].change(model)
     assert model.get_input_embeddings()(batch.input_ids).requires_grad
+
+    with training.keep_less(model) as count:
+        assert count == sum(1 for name, _ in model.named_modules() if name.endswith(("norm", "mlp")))
+    PIECES["norms and gates kept whole"].change(model)
+    with training.keep_less(model) as count:
+        assert count == 0
 
     PIECES["AdamW one by one"].change(model)
     factors = [parameter for parameter in model.parameters() if parameter.requires_grad]

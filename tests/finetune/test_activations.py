@@ -20,7 +20,8 @@ from transformers import (
 
 from lora_lab.finetune import Encoded, Settings, answer_loss, collate, train
 from lora_lab.finetune.activations import keep_less
-from lora_lab.lora import LoRAConfig, account, attach
+from lora_lab.lora import LoRAConfig, account, attach, quantize_linears
+from lora_lab.lora.targets import plain
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 SIZES = {
@@ -119,15 +120,15 @@ def test_half_of_a_norm_and_a_third_of_a_gated_layer_is_kept_no_longer():
 def test_a_run_ends_at_the_weights_of_a_plain_one(monkeypatch):
     examples = [Encoded(tuple(range(3 + i, 15 + i)), 8) for i in range(12)]
     settings = Settings(epochs=3, batch_size=4, learning_rate=1e-2)
-    model, plain = tiny_lora(), tiny_lora()
+    model, other = tiny_lora(), tiny_lora()
     seen = []
     norm = model.model.norm
     train(model, examples, settings, watch=lambda _: seen.append("forward" in vars(norm)), progress=False)
     assert all(seen)
     assert "forward" not in vars(norm)
     monkeypatch.setattr("lora_lab.finetune.training.keep_less", lambda model: contextlib.nullcontext(0))
-    train(plain, examples, settings, progress=False)
-    for name, value in plain.state_dict().items():
+    train(other, examples, settings, progress=False)
+    for name, value in other.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
@@ -144,6 +145,26 @@ def test_whatever_is_written_like_llama_is_served():
         assert count == 2  # its gated layers; its norms multiply by 1 + weight
     with keep_less(adapted(GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4)))) as count:
         assert count == 0
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), ("gate_proj",)])
+def test_gated_layers_of_codes_are_served(targets):
+    model = opened(attach(quantize_linears(tiny_model()), LoRAConfig(rank=2, targets=targets)))
+    assert not list(plain(model.model.layers[0].mlp.gate_proj).parameters())
+    loss, gradients = passed(model)
+    with keep_less(model) as count:
+        assert count == 2 * 3 + 1
+        loss_too, gradients_too = passed(model)
+    assert loss_too == loss
+    torch.testing.assert_close(gradients_too, gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_whose_weights_cannot_be_told_are_left_alone():
+    model = attach(tiny_model(), LoRAConfig(rank=2, targets=("q_proj",)))
+    for layer in model.model.layers:
+        layer.mlp.gate_proj = nn.Identity()
+    with keep_less(model) as count:
+        assert count == 2 * 2 + 1
 
 
 def test_what_trains_or_draws_otherwise_or_is_replaced_is_left_alone():

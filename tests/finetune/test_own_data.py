@@ -182,7 +182,9 @@ def test_what_is_too_long_is_counted_named_and_left_out_and_never_cut(tokenizer,
     assert "2 left out, longer than 80 tokens: line 5, 10" in corpus.report()
     edge = max(len(encoded.tokens) for encoded in source.encoded)
     assert source.longer_than(edge) == set()  # a limit is reached, not passed
-    with pytest.raises(ValueError, match=r"mine\.jsonl: every example has more than 3 tokens, the shortest \d+"):
+    with pytest.raises(
+        ValueError, match=r"mine\.jsonl: every example has more than 3 tokens, the shortest \d+; raise max_tokens"
+    ):
         share_out(source, None, 2, 3)
 
 
@@ -555,11 +557,12 @@ def test_the_card_of_the_packaged_model_names_the_base_on_the_hub_and_says_that_
 
     monkeypatch.setattr(own_data, "load_model", packaged)
     monkeypatch.setattr(own_data, "load_tokenizer", lambda *_, **__: load_tokenizer(small.model))
-    run(replace(small, model="smollm2-135m-instruct"), progress=False)
+    run(replace(small, model="smollm2-135m-instruct", validation=None), progress=False)
     card = (small.output / "adapter" / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(card.split("---")[1])["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "| model | smollm2-135m-instruct |\n| source | package |" in card
     assert "its weights were rounded to 4 bits" in card
+    assert "| validation | 0.1 |" in card
     assert "The results are on the validation examples" in card
 
 
