@@ -11,6 +11,7 @@ Cost", arXiv:1604.06174, for what is cheap enough to be computed again.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lora_lab.lora.targets import plain
+
+LONG = 100.0  # the largest gate in the second trial of a layer; clamps are at 7, 10 or thereabouts
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -79,8 +82,9 @@ def keep_less(model: nn.Module) -> Iterator[int]:
     """Let the norms and gated layers of ``model`` keep less, for a while; give how many do.
 
     Those are meant that transformers writes as Llama has them: most of its newer language models do. Each is tried
-    first, and left as it is unless it gives the same numbers to the last bit. A norm whose weight is trained is left
-    too, and so is a module whose forward pass something else has replaced.
+    first, on small numbers and on large ones, and left as it is unless it gives the same to the last bit. A norm whose
+    weight is trained or that has more than a weight is left too, and so is a module that takes more than its input or
+    whose forward pass something else has replaced.
     """
     found = []
     for module in model.modules():
@@ -98,11 +102,13 @@ def keep_less(model: nn.Module) -> Iterator[int]:
 
 def _frugal(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
     """Give the forward pass that might stand for a module's own, by its parts; whether it does is to be tried."""
-    if "forward" in vars(module):
-        return None
+    if "forward" in vars(module) or len(inspect.signature(type(module).forward).parameters) != 2:
+        return None  # replaced already, or it takes more than its input, as a norm with a gate does
     if isinstance(getattr(module, "variance_epsilon", None), float):
-        weight = dict(module.named_parameters()).get("weight")
-        return _norm if weight is not None and weight.ndim == 1 and not weight.requires_grad else None
+        parameters = dict(module.named_parameters())
+        weight = parameters.pop("weight", None)
+        fits = weight is not None and weight.ndim == 1 and not weight.requires_grad and not parameters
+        return _norm if fits else None
     gated = all(isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj"))
     activation = getattr(module, "act_fn", None)
     learns = isinstance(activation, nn.Module) and any(True for _ in activation.parameters())
@@ -111,7 +117,11 @@ def _frugal(module: Any) -> Callable[[Any, Tensor], Tensor] | None:
 
 @torch.no_grad()
 def _same(module: Any, forward: Callable[[Any, Tensor], Tensor]) -> bool:
-    """Say whether a forward pass gives what the module's own does, on eight vectors, with the same random numbers."""
+    """Say whether a forward pass gives what the module's own does, with the same random numbers.
+
+    It is tried on eight vectors, and on the same made longer, until the largest gate is ``LONG``: there are layers
+    that clamp what is large.
+    """
     layer: Any = module if forward is _norm else plain(module.gate_proj)
     try:
         like = next(tensor for tensor in (layer.weight, *module.parameters()) if tensor.is_floating_point())
@@ -121,14 +131,21 @@ def _same(module: Any, forward: Callable[[Any, Tensor], Tensor]) -> bool:
     x = torch.randn(1, 8, features, generator=torch.Generator().manual_seed(0)).to(like)
     was_training = module.training
     module.train()
-    found = []
     try:
-        for one in (MethodType(forward, module), module):
-            with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-                torch.manual_seed(0)
-                found.append(one(x))
-    except (AttributeError, RuntimeError, TypeError):  # it takes something else
+        largest = x.abs().max() if forward is _norm else module.gate_proj(x).abs().max()
+        for one in (x, x * (LONG / largest)):
+            ours, theirs = (_with_same_draws(way, one) for way in (MethodType(forward, module), module))
+            if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+                return False
+    except (AttributeError, RuntimeError, TypeError):  # it takes or gives something else
         return False
     finally:
         module.train(was_training)
-    return torch.equal(*found)
+    return True
+
+
+def _with_same_draws(way: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Give ``way(x)`` with random numbers that are the same each time, and leave the global ones as they were."""
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return way(x)

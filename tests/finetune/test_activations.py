@@ -12,6 +12,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen3Config,
@@ -182,6 +184,42 @@ def test_what_trains_or_draws_otherwise_or_is_replaced_is_left_alone():
         assert "forward" not in {*vars(model.model.norm), *vars(first), *vars(second)}
     assert torch.get_rng_state().equal(state)
     assert "forward" in vars(model.model.layers[0].input_layernorm)
+
+
+def _clamped(self, x):
+    return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=7.0)) * self.up_proj(x))
+
+
+def _two_results(self, x):
+    return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)), None
+
+
+def _twice_as_wide(self, x):
+    return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)).double()
+
+
+@pytest.mark.parametrize("forward", [_clamped, _two_results, _twice_as_wide])
+def test_gated_layers_that_do_otherwise_are_left_alone(forward):
+    model = attach(tiny_model(), LoRAConfig(rank=2, targets=("q_proj",)))
+    for layer in model.model.layers:
+        layer.mlp.__class__ = type("Other", (type(layer.mlp),), {"forward": forward})
+    with keep_less(model) as count:
+        assert count == 2 * 2 + 1
+
+
+def test_a_norm_with_more_than_a_weight_is_left_alone():
+    model = attach(tiny_model(), LoRAConfig(rank=2, targets=("q_proj",)))
+    model.model.norm.bias = nn.Parameter(torch.zeros(64))
+    with keep_less(model) as count:
+        assert count == 2 * 3
+
+
+def test_a_model_whose_norms_have_gates_learns():
+    sizes = {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1, "chunk_size": 8}
+    model = Mamba2ForCausalLM(Mamba2Config(vocab_size=259, num_hidden_layers=2, **sizes))
+    attach(model, LoRAConfig(rank=2, targets="all-linear"))
+    history = train(model, [Encoded((5, 6, 7, 8), 2)] * 4, Settings(epochs=2, batch_size=2), progress=False)
+    assert len(history.losses) == 4
 
 
 def test_an_error_in_between_and_a_copy_leave_the_model_as_it_was():
