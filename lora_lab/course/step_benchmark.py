@@ -1,10 +1,11 @@
 """How fast a fine-tuning step is, and what memory it takes: ours beside PEFT, and beside full fine-tuning.
 
 ``bench_step`` measures and stores; ``table``, ``verdict`` and ``step_bench_figure`` say what was measured. All ways get
-the same model, the same examples in the same order, the same batch, the same types and the same numbers of AdamW. Each
-turn is a process of its own, ``python -m lora_lab.course.step_benchmark``: so none finds another's memory, and the ways
-take turns, round by round. A GPU's allocator counts what it gives in every turn. On a CPU memory is the resident set's,
-measured in turns of its own, in which the allocator gives back at once what is free: that makes a step slower.
+the same model, the same examples in the same order, the same batch, the same types and the same numbers of AdamW. (The
+Trainer's own schedule has a rate of zero in its first step, so its loss is that of a step less.) Each turn is a process
+of its own, ``python -m lora_lab.course.step_benchmark``: so none finds another's memory, and the ways take turns, round
+by round. A GPU's allocator counts what it gives in every turn. On a CPU memory is the resident set's, measured in turns
+of its own, in which the allocator gives back at once what is free: that makes a step slower.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class Corpus:
         validation: examples that are not learned from, by which the best weights are chosen.
         test: examples that nothing is chosen by.
         known: lines of ``source`` left out because the file of the validation or of the test examples has the same.
+        tested: lines of ``judge`` left out because the file of the test examples has the same.
     """
 
     source: Source
@@ -63,6 +64,7 @@ class Corpus:
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     known: tuple[int, ...]
+    tested: tuple[int, ...]
 
     def facts(self) -> dict[str, Any]:
         """Give what was read, left out and used, as plain JSON values."""
@@ -82,6 +84,7 @@ class Corpus:
             "format": "chat template" if self.source.template else "plain text",
             "most tokens": self.limit,
             "also in the validation or test file": list(self.known),
+            "validation lines also in the test file": list(self.tested),
             "train": len(self.train),
             "validation": len(self.validation),
             "test": len(self.test),
@@ -105,6 +108,9 @@ class Corpus:
         if self.known:
             others = " or ".join(file["name"] for file in facts["files"][1:])
             lines.append(f"  {len(self.known)} left out of training, for {others} has them too: {_lines(self.known)}")
+        if self.tested and self.judge is not None and self.exam is not None:
+            why = f"{self.exam.file.name} has them too: {_lines(self.tested)}"
+            lines.append(f"  {len(self.tested)} of {self.judge.file.name} left out of validation, for {why}")
         tested = f", {len(self.test)} to test with" if self.test else ""
         lines.append(f"{len(self.train)} to learn from, {len(self.validation)} to validate with{tested}")
         return "\n".join(lines)
@@ -174,7 +180,7 @@ def share_out(
         exam: the test examples, if there is a file with some.
 
     Raises:
-        ValueError: every example of a file is too long, or none is left to learn from.
+        ValueError: every example of a file is too long, or none is left to learn from or to validate with.
     """
     held_back = {record.fingerprint for other in (judge, exam) if other is not None for record in other.file.records}
     found = _short_enough(source, limit)
@@ -184,15 +190,19 @@ def share_out(
         which = " and the ".join(name for name, file in (("validation", judge), ("test", exam)) if file is not None)
         raise ValueError(f"{source.file.name}: no example is left to learn from, the {which} file has all of them")
     test = _by_text(_short_enough(exam, limit) if exam is not None else ())
+    tested: tuple[int, ...] = ()
     if judge is None:
         held = hold_out([example.record for example in examples], validation)
         chosen = tuple(example for example, out in zip(examples, held, strict=True) if out)
         train = tuple(example for example, out in zip(examples, held, strict=True) if not out)
     else:
-        tested = {example.record.fingerprint for example in test}
-        chosen = tuple(one for one in _short_enough(judge, limit) if one.record.fingerprint not in tested)
+        asked, judges = {example.record.fingerprint for example in test}, _short_enough(judge, limit)
+        chosen = tuple(example for example in judges if example.record.fingerprint not in asked)
+        tested = tuple(example.record.line for example in judges if example.record.fingerprint in asked)
+        if not chosen:
+            raise ValueError(f"{judge.file.name}: no example is left to validate with, the test file has all of them")
         train = tuple(examples)
-    return Corpus(source, judge, exam, limit, train, _by_text(chosen), test, known)
+    return Corpus(source, judge, exam, limit, train, _by_text(chosen), test, known, tested)
 
 
 def _by_text(examples: Iterable[Example]) -> tuple[Example, ...]:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lora_lab.finetune import processes
 from lora_lab.finetune.encoding import encode, encode_prompt
 from lora_lab.finetune.evaluation import MAX_NEW_TOKENS, Evaluation, evaluate
+from lora_lab.finetune.memory import OutOfMemoryError, is_out_of_memory
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
 from lora_lab.finetune.training import LEAN, History, Settings, train
@@ -47,6 +48,7 @@ class Job:
         examples: number of training examples.
         epochs: how often each example is read.
         batch_size: examples in a step.
+        micro_batch_size: examples that go through the model at once; by default those of a step.
         learning_rate: AdamW's largest learning rate.
         group_by_length: put examples of like length into one batch, to save padding.
         gradient_checkpointing: compute the blocks of the model again in the backward pass, to save memory.
@@ -71,6 +73,7 @@ class Job:
     examples: int = 960
     epochs: int = 1
     batch_size: int = 8
+    micro_batch_size: int | None = None
     learning_rate: float = 4e-3
     group_by_length: bool = False
     gradient_checkpointing: bool = False
@@ -112,13 +115,26 @@ def run(job: Job, *, progress: bool = True) -> Result:
     progress = progress and processes.is_first()
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
-    shared = ("epochs", "batch_size", "learning_rate", "validate_every", "seed", "cuda_graphs", *LEAN)
+    shared = (
+        "epochs",
+        "batch_size",
+        "micro_batch_size",
+        "learning_rate",
+        "validate_every",
+        "seed",
+        "cuda_graphs",
+        *LEAN,
+    )
     settings = Settings(**{name: getattr(job, name) for name in shared})
     task = TextToSQL(seed=0)
-    examples = task.train(job.examples)
-    held_out = task.validation(job.validation) if job.validation else []
-    questions = {split: task.test(split, job.test) for split in SPLITS}
-    solved = task.train(job.shots) if job.shots else []
+    with _named("examples"):
+        examples = task.train(job.examples)
+    with _named("validation"):
+        held_out = task.validation(job.validation) if job.validation else []
+    with _named("test"):
+        questions = {split: task.test(split, job.test) for split in SPLITS}
+    with _named("shots"):
+        solved = task.train(job.shots) if job.shots else []
     with processes.first_here_first():  # the first one downloads
         tokenizer = load_tokenizer(job.model, source=job.source)
     model = load_model(job.model, source=job.source, dtype=dtype, device=job.device)
@@ -145,12 +161,13 @@ def run(job: Job, *, progress: bool = True) -> Result:
         return {split: ask(asked, shots) for split, asked in questions.items()}
 
     scores: dict[str, dict[str, Evaluation]] = {}
-    if job.baselines:
-        with disabled(model):
-            scores["untouched"] = ask_all()
-            if solved:
-                scores[f"untouched, {job.shots} examples in the prompt"] = ask_all(solved)
-    scores["after LoRA"] = ask_all()
+    with memory_for_scores(job.output, "fewer --shots or --no-baselines"):
+        if job.baselines:
+            with disabled(model):
+                scores["untouched"] = ask_all()
+                if solved:
+                    scores[f"untouched, {job.shots} examples in the prompt"] = ask_all(solved)
+        scores["after LoRA"] = ask_all()
 
     result = Result(scores, history, counts.trainable, counts.share, job.output)
     if processes.is_first():
@@ -222,6 +239,29 @@ def as_targets(names: tuple[str, ...]) -> Targets:
     if "all-linear" in names and len(names) > 1:
         raise ValueError(f"targets: got {' '.join(names)}; all-linear stands alone, without names of layers")
     return "all-linear" if names == ("all-linear",) else names
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Let what the task says of a number of examples name the option that it came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
+@contextlib.contextmanager
+def memory_for_scores(folder: Path, lower: str) -> Iterator[None]:
+    """Let an error for want of memory after the training say that the adapter is saved, and what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory, when the model was asked for the scores. The adapter is trained, and saved in "
+            f"{folder / 'adapter'}. The same command with {lower} takes it up from there"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def advice(model: PreTrainedModel, rows: int, tokens: int, *, recomputed: bool) 
         )
     if not recomputed:
         ways.append("switch gradient_checkpointing on")
-    ways.append("leave out the longest examples (max_tokens)")
+    ways.append("leave out the longest examples (max_tokens, with your own data)")
     some = "1 example" if rows == 1 else f"{rows} examples"
     return f"{some} of up to {tokens} tokens went through the model at once{_needs(model, rows, tokens)}. " + (
         f"What helps: {'; '.join(ways)}"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lora_lab.finetune import processes
 from lora_lab.finetune.corpus import Corpus, Example, encode_file, share_out
 from lora_lab.finetune.data import read_data
-from lora_lab.finetune.job import as_options, as_targets, dtype_named, ran_on, write_json
+from lora_lab.finetune.job import as_options, as_targets, dtype_named, memory_for_scores, ran_on, write_json
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.model_card import model_card
 from lora_lab.finetune.own_scores import Score, all_scores, greedy_answers, questions_of
@@ -111,8 +111,8 @@ class Job:
         for name, value in self.shown().items():
             default = next(field.default for field in fields(self) if field.name == name)
             if default is MISSING or getattr(self, name) != default:
-                words.append(f"--{name.replace('_', '-')}")
-                words += map(str, value if isinstance(value, list) else [] if value is True else [value])
+                words.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+                words += map(str, value if isinstance(value, list) else [] if isinstance(value, bool) else [value])
         return shlex.join(words)
 
     def shown(self) -> dict[str, Any]:
@@ -209,7 +209,8 @@ def run(job: Job, *, progress: bool = True) -> Result:
     )
     if processes.is_first():
         save_adapter(model, job.output / "adapter")
-    scores = all_scores(job, model, tokenizer, questions, progress)
+    with memory_for_scores(job.output, "a smaller --test or fewer --shots"):
+        scores = all_scores(job, model, tokenizer, questions, progress)
     steps = job.epochs * -(-len(train_on) // job.batch_size)
     where = ran_on(model.device, model.dtype)
     commonest = questions.commonest(job.test)

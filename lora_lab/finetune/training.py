@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +175,8 @@ def train(
         settings: the numbers of the run; ``Settings()`` by default.
         validation: examples to choose the best weights by.
         folder: where the run is kept, so that it can be killed at any moment and go on where it was: call ``train``
-            again with the same model, examples and settings. A folder that holds another run is refused.
+            again with the same model, examples and settings. A folder that holds another run is refused; of the base
+            model its structure and the weights that stay frozen are compared.
         watch: called before the first step and after each one, and its validation if it was time for one, with what
             was measured so far: to show a sample, say. It may use the model, and must leave the weights alone. The step
             is saved after it, so a run that was killed and goes on calls it again for the steps it had not saved.
@@ -225,11 +226,13 @@ def train(
             run.resume()
             bar.advance(run.done)
             if watch and first and run.done == 0:
+                run.doing = "watch"
                 watch(run.history)
             while not run.ended:
                 run.step()
                 run.look()
                 if watch and first:
+                    run.doing = "watch"
                     watch(run.history)
                 run.save()
                 bar.advance(note=f"loss {run.history.losses[-1]:.3f} · {run.history.tokens_per_second:,.0f} tokens/s")
@@ -315,12 +318,13 @@ class _Run:
         self.recorder = Recorder(model, parameters.values()) if recorded else None
         self.ahead: _Ready | None = None  # what the next step reads
         self.done = 0
+        self.doing: Literal["step", "validation", "watch"] = "step"
         self.best: dict[str, Tensor] = {}
         self.history = History()
 
     def step(self) -> None:
         """Take one step: forward and backward on each micro-batch, then one update."""
-        started = time.monotonic()
+        started, self.doing = time.monotonic(), "step"
         ready = self.ahead or self._ready(self.done)
 
         if not self.model.training:  # to ask every module takes a millisecond
@@ -399,6 +403,7 @@ class _Run:
         """After a step, validate if it is time to."""
         if not self.validation or (self.done < self.steps and self.done % self.validate_every):
             return
+        self.doing = "validation"
         size = self.settings.micro_batch_size or self.settings.batch_size
         mine = processes.share(self.validation)
         scores = [score_answers(self.model, mine, size)] if mine else []
@@ -448,6 +453,16 @@ class _Run:
     def out_of_memory(self) -> OutOfMemoryError:
         """Give the error that says which step did not fit in memory, and what helps."""
         settings = self.settings
+        if self.doing == "watch":
+            where = "what was called to watch the training"
+            return OutOfMemoryError(f"after step {self.done}: out of memory in {where}{self._kept()}")
+        if self.doing == "validation":
+            longest = max(len(example.tokens) for example in self.validation)
+            size = min(settings.micro_batch_size or settings.batch_size, len(self.validation))
+            helps = f"{size} validation examples of up to {longest} tokens went through the model at once. What helps: "
+            fewer = f"lower micro_batch_size to {size // 2}; " if size > 1 else ""
+            what = f"{helps}{fewer}leave out the longest validation examples"
+            return OutOfMemoryError(f"after step {self.done}, in validation: out of memory. {what}{self._kept()}")
         places = batch_indices(len(self.examples), min(self.done, self.steps - 1), settings, self.lengths)
         rows, longest = math.ceil(len(places) / processes.count()), max(self.lengths[place] for place in places)
         helps = advice(
@@ -555,9 +570,10 @@ def _identity(
 ) -> dict[str, Any]:
     """Give what tells one run from another: structure, frozen weights, data, settings."""
     frozen = 0
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            frozen = zlib.crc32(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, frozen)
+    kept = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    for tensor in kept.values():  # parameters, each once, and the codes of quantized layers
+        if not tensor.requires_grad:
+            frozen = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, frozen)
     return {
         "structure": hashlib.sha256(repr(model).encode()).hexdigest()[:16],
         "frozen weights": f"{frozen:08x}",

@@ -18,6 +18,7 @@ from lora_lab.finetune import (
     job,
 )
 from lora_lab.finetune.loss import AnswerScore
+from lora_lab.finetune.memory import OutOfMemoryError
 from lora_lab.finetune.text_to_sql import SPLITS
 from lora_lab.lora import LoRAConfig, lora_layers
 from tests.finetune.conftest import tiny_model
@@ -198,15 +199,27 @@ def test_another_job_is_refused_before_any_question_is_asked(small, monkeypatch)
     [
         ({"rank": 0}, "rank must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate: got 0.0"),
-        ({"examples": 0}, "count must be from 1"),
-        ({"test": 100_000}, "count must be from 1"),
-        ({"shots": -1}, "count must be from 1"),
+        ({"examples": 0}, "examples: count must be from 1"),
+        ({"test": 100_000}, "test: count must be from 1"),
+        ({"shots": -1}, "shots: count must be from 1"),
     ],
 )
 def test_options_that_make_no_job_are_refused_before_anything_is_loaded(small, monkeypatch, change, what):
     monkeypatch.setattr(job, "load_model", None)
     with pytest.raises(ValueError, match=what):
         job.run(replace(small, **change), progress=False)
+
+
+def test_memory_that_ends_in_the_scores_leaves_the_adapter(small, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(job, "evaluate", full)
+    with pytest.raises(OutOfMemoryError, match=r"saved in .*adapter\. The same command with fewer --shots or --no-bas"):
+        job.run(small, progress=False)
+    assert (small.output / "adapter" / "adapter_model.safetensors").exists()
+    monkeypatch.undo()
+    assert list(job.run(replace(small, baselines=False), progress=False).scores) == ["after LoRA"]
 
 
 def test_solved_examples_beyond_the_context_are_refused_before_training(small, monkeypatch):

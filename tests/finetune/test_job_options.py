@@ -134,3 +134,5 @@ def test_the_command_of_a_job_gives_the_job_again():
     mine = own_data.Job(Path("a.csv"), ranks=(("q_proj", 4),), targets=("q_proj",), alpha=0.5, group_by_length=True)
     assert shlex.split(mine.command()).count("--group-by-length") == 1
     assert chosen(*shlex.split(mine.command())[2:]) == (own_data, mine)
+    slow = own_data.Job(Path("a.csv"), cuda_graphs=False)
+    assert chosen(*shlex.split(slow.command())[2:]) == (own_data, slow)

@@ -28,6 +28,7 @@ from lora_lab.finetune.corpus import encode_file, share_out, with_shots
 from lora_lab.finetune.data import DataError, Record, Turn, read_data
 from lora_lab.finetune.encoding import Encoded, encode, encode_text, end_token
 from lora_lab.finetune.loss import log_probabilities, score_answers
+from lora_lab.finetune.memory import OutOfMemoryError
 from lora_lab.finetune.own_data import Job, run, summary
 from lora_lab.finetune.own_scores import greedy_answers
 from lora_lab.lora import load_adapter, lora_layers
@@ -653,6 +654,8 @@ def test_the_scores_are_those_of_the_test_file_and_nothing_of_it_is_learned(smal
     assert [len(side) for side in (corpus.train, corpus.validation, corpus.test)] == [16, 2, 3]
     assert corpus.known == (1, 2, 3, 4)
     assert "4 left out of training, for judge.jsonl or exam.jsonl has them too: line 1, 2, 3, 4" in corpus.report()
+    assert corpus.tested == (1,)
+    assert "1 of judge.jsonl left out of validation, for exam.jsonl has them too: line 1" in corpus.report()
     assert corpus.report().endswith("16 to learn from, 2 to validate with, 3 to test with")
     tuned = load_adapter(load_model(folders["llama"], dtype=torch.float32, device="cpu"), job.output / "adapter")
     tested = [example.encoded for example in corpus.test]
@@ -674,6 +677,22 @@ def test_a_test_file_needs_no_validation(small, tmp_path):
 def test_a_test_file_that_has_everything_leaves_nothing_to_learn(small, tmp_path):
     with pytest.raises(ValueError, match=r"no example is left to learn from, the test file has all of them"):
         run(replace(small, test_data=jsonl(tmp_path / "exam.jsonl")), progress=False)
+
+
+def test_a_test_file_that_has_all_validation_examples_leaves_nothing_to_validate_with(small, tmp_path):
+    judge, exam = jsonl(tmp_path / "judge.jsonl", LINES[:2]), jsonl(tmp_path / "exam.jsonl", LINES[:4])
+    with pytest.raises(ValueError, match=r"judge\.jsonl: no example is left to validate with, the test file has all"):
+        run(replace(small, validation=None, validation_data=judge, test_data=exam), progress=False)
+
+
+def test_memory_that_ends_in_the_scores_leaves_the_adapter(small, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(own_scores, "score_answers", full)
+    with pytest.raises(OutOfMemoryError, match="with a smaller --test or fewer --shots takes it up from there"):
+        run(small, progress=False)
+    assert (small.output / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_answers_are_a_choice_if_they_are_few_and_each_is_given_twice(tokenizer):

@@ -26,7 +26,7 @@ from lora_lab.finetune.activations import keep_less
 from lora_lab.finetune.checkpoint import FILE_NAME, load_checkpoint
 from lora_lab.finetune.loss import AnswerScore
 from lora_lab.finetune.training import batch_indices, learning_rate_at
-from lora_lab.lora import account, disabled, lora_layers, merge
+from lora_lab.lora import LoRAConfig, account, attach, disabled, lora_layers, merge, quantize_linears
 from tests.finetune.conftest import tiny_lora, tiny_model
 
 
@@ -345,7 +345,7 @@ def test_where_no_memory_is_left_the_step_the_numbers_and_the_remedies_are_told(
         assert f"{cost.activations / 1e9:.3g} GB of it activations" in told
     assert needs[0].activations > needs[1].activations
     assert "lower micro_batch_size to 2 (" in told
-    assert "switch gradient_checkpointing on; leave out the longest examples (max_tokens)" in told
+    assert "switch gradient_checkpointing on; leave out the longest examples (max_tokens, with your own data)" in told
     assert told.endswith(f"The last checkpoint in {tmp_path} is untouched")
     assert caught.value.__cause__ is error
 
@@ -366,7 +366,45 @@ def test_the_remedies_leave_out_what_is_done_already(monkeypatch):
         train(tiny_lora(), examples(), settings, progress=False)
     assert "out of memory. 1 example of up to" in str(caught.value)
     assert "GB by account" in str(caught.value)  # the blocks are as they were again
-    assert str(caught.value).endswith("What helps: leave out the longest examples (max_tokens)")
+    assert str(caught.value).endswith("What helps: leave out the longest examples (max_tokens, with your own data)")
+
+
+def test_memory_that_ends_in_validation_names_the_validation_examples(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(training, "score_answers", full)
+    settings, judges = replace(SETTINGS, validate_every=2, checkpoint_every=1), examples(3)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(tiny_lora(), examples(), settings, validation=judges, folder=tmp_path, progress=False)
+    longest = max(len(example.tokens) for example in judges)
+    told = str(caught.value)
+    assert told.startswith(f"after step 2, in validation: out of memory. 3 validation examples of up to {longest} ")
+    assert "lower micro_batch_size to 1; leave out the longest validation examples" in told
+    assert told.endswith("is untouched")
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_memory_that_ends_in_the_watcher_is_not_put_down_to_a_step(at):
+    def watch(history):
+        if len(history.losses) == at:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(OutOfMemoryError, match=rf"^after step {at}: out of memory in what was called to watch"):
+        train(tiny_lora(), examples(), SETTINGS, watch=watch, progress=False)
+
+
+def test_the_codes_of_a_quantized_base_tell_runs_apart(tmp_path):
+    def learner(seed):
+        torch.manual_seed(seed)
+        return attach(quantize_linears(tiny_model(seed)), LoRAConfig(rank=4), generator=torch.Generator())
+
+    train(learner(0), examples(), SETTINGS, folder=tmp_path, progress=False)
+    other = learner(0)
+    next(buffer for name, buffer in other.named_buffers() if "codes" in name).add_(1)
+    with pytest.raises(ValueError, match="differs in frozen weights"):
+        train(other, examples(), SETTINGS, folder=tmp_path, progress=False)
+    assert train(learner(0), examples(), SETTINGS, folder=tmp_path, progress=False).losses
 
 
 def test_another_runtime_error_is_left_as_it_is(monkeypatch):
@@ -512,13 +550,13 @@ def test_no_examples_and_nothing_to_train_are_refused(model):
 
 
 def test_weights_that_overflow_in_the_middle_name_the_learning_rate(model):
-    with pytest.raises(DivergedError, match=r"The weights are those of step \d+\. Lower learning_rate \(now 1e\+30\)"):
-        train(model, examples(), replace(SETTINGS, learning_rate=1e30), progress=False)
+    with pytest.raises(DivergedError, match=r"The weights are those of step \d+\. Lower learning_rate \(now 1e\+38\)"):
+        train(model, examples(), replace(SETTINGS, learning_rate=1e38), progress=False)
 
 
 @pytest.mark.parametrize("every", [1, 25])
 def test_a_checkpoint_is_spoken_of_only_where_there_is_one(every, tmp_path):
-    settings = replace(SETTINGS, learning_rate=1e30, checkpoint_every=every)
+    settings = replace(SETTINGS, learning_rate=1e38, checkpoint_every=every)
     with pytest.raises(DivergedError) as caught:
         train(tiny_lora(), examples(), settings, folder=tmp_path, progress=False)
     there = (tmp_path / FILE_NAME).exists()

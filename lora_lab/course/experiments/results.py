@@ -41,7 +41,7 @@ def run_experiment(
         experiment: what to measure.
         name: the name of the result.
         command: the command line that asked for it, for the record.
-        jobs: processes that measure side by side, as in ``perform``; the stored result says how many.
+        jobs: processes that measure side by side, as in ``perform``; the result says with how many it was begun.
         progress: show progress bars.
         options: the experiment's options; what is not given is as by default, and is stored too.
 
