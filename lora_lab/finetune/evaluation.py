@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_lab.finetune.attention import attention_for
 from lora_lab.finetune.encoding import encode_prompt, end_token
-from lora_lab.finetune.graphs import quick_attention
 from lora_lab.finetune.model import context_length
 from lora_lab.finetune.progress import Progress
 from lora_lab.finetune.text_to_sql import Example, TextToSQL
@@ -155,7 +155,10 @@ def generate(
     model.eval()
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with quick_attention(model.device), Progress(len(prompts), "answering", shown=progress) as bar:
+    with (
+        attention_for(model, max(map(len, prompts), default=0)),
+        Progress(len(prompts), "answering", shown=progress) as bar,
+    ):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             longest = max(len(prompts[i]) for i in rows)

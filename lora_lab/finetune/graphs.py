@@ -7,15 +7,13 @@ made. So batches are padded to few shapes, and each shape has its tensors and it
 Source: V. Nguyen et al. (2021), "Accelerating PyTorch with CUDA graphs", PyTorch blog; PyTorch's notes on CUDA.
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from lora_lab.finetune.encoding import IGNORED, Batch
@@ -169,13 +167,3 @@ def can_record(model: PreTrainedModel) -> bool:
         return False
     draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     return not draws and not getattr(model.config.get_text_config(), "attention_dropout", 0)
-
-
-@contextlib.contextmanager
-def quick_attention(device: torch.device) -> Iterator[None]:
-    """Leave out cuDNN's attention on a GPU, for a while: it plans every new shape, which takes longer than a step."""
-    if device.type != "cuda":
-        yield
-        return
-    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        yield

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lora_lab.finetune.attention import attention_for
 from lora_lab.finetune.encoding import IGNORED, Batch, Encoded, collate
 
 LOGITS_AT_ONCE = 2**22  # as many logits are in memory at a time: 16 MiB in float32
@@ -189,7 +190,8 @@ def score_answers(model: PreTrainedModel, examples: Sequence[Encoded], batch_siz
     total, right, tokens = 0.0, 0, 0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size])
-        hidden, answers = answer_positions(model, batch.to(model.device))
+        with attention_for(model, batch.input_ids.shape[1]):
+            hidden, answers = answer_positions(model, batch.to(model.device))
         for piece, some in zip(hidden.split(size), answers.split(size), strict=True):
             logits = logits_of(model, piece)
             total += _cross_entropy(logits, some).item()
@@ -212,7 +214,9 @@ def log_probabilities(model: PreTrainedModel, examples: Sequence[Encoded], batch
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].tokens))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        hidden, answers = answer_positions(model, collate([examples[i] for i in places]).to(model.device))
+        batch = collate([examples[i] for i in places])
+        with attention_for(model, batch.input_ids.shape[1]):
+            hidden, answers = answer_positions(model, batch.to(model.device))
         losses = torch.cat(
             [
                 _cross_entropy(logits_of(model, piece), some, reduction="none")

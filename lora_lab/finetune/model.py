@@ -60,8 +60,9 @@ def load_model(
         dtype: the type of the weights; by default ``default_dtype(device)``.
         device: where the model goes; by default ``default_device()``.
         attention: transformers' name of the attention kernel. The default on a CPU is ``"eager"``, which trains faster
-            on short texts but needs memory for (batch, heads, tokens, tokens) numbers a layer: take ``"sdpa"`` for
-            texts of thousands of tokens. Elsewhere it is what transformers prefers.
+            on short texts but needs memory for (batch, heads, tokens, tokens) numbers a layer. Training and answering
+            take ``"sdpa"`` in its place for texts of more than 256 tokens, where the model has it. Elsewhere the
+            default is what transformers prefers.
 
     Raises:
         ValueError: an unknown source or name, a folder without a model, one that is no causal language model, weights

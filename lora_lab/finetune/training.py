@@ -24,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_lab.finetune import processes
 from lora_lab.finetune.activations import keep_less
+from lora_lab.finetune.attention import attention_for
 from lora_lab.finetune.checkpoint import (
     FILE_NAME,
     Checkpoint,
@@ -36,7 +37,7 @@ from lora_lab.finetune.checkpoint import (
     trainable,
 )
 from lora_lab.finetune.encoding import Batch, Encoded, collate
-from lora_lab.finetune.graphs import Recorder, Shaped, can_record, quick_attention, shaped
+from lora_lab.finetune.graphs import Recorder, Shaped, can_record, shaped
 from lora_lab.finetune.loss import AnswerScore, answer_loss, check_logits, score_answers
 from lora_lab.finetune.memory import OutOfMemoryError, advice, is_out_of_memory
 from lora_lab.finetune.model import context_length
@@ -218,7 +219,7 @@ def train(
     try:
         first = processes.is_first()
         with (
-            quick_attention(model.device),
+            run.attention(),
             keep_less(model),
             _in_blocks(model, settings),
             Progress(run.steps, "training", shown=progress and first) as bar,
@@ -450,6 +451,10 @@ class _Run:
         if self.best:
             copy_into(self.parameters, self.best)
 
+    def attention(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model have the attention that is quick for the examples, on average, for a while."""
+        return attention_for(self.model, sum(self.lengths) / len(self.lengths))
+
     def out_of_memory(self) -> OutOfMemoryError:
         """Give the error that says which step did not fit in memory, and what helps."""
         settings = self.settings
@@ -465,12 +470,9 @@ class _Run:
             return OutOfMemoryError(f"after step {self.done}, in validation: out of memory. {what}{self._kept()}")
         places = batch_indices(len(self.examples), min(self.done, self.steps - 1), settings, self.lengths)
         rows, longest = math.ceil(len(places) / processes.count()), max(self.lengths[place] for place in places)
-        helps = advice(
-            self.model,
-            min(rows, settings.micro_batch_size or rows),
-            longest,
-            recomputed=settings.gradient_checkpointing,
-        )
+        rows = min(rows, settings.micro_batch_size or rows)
+        with self.attention():
+            helps = advice(self.model, rows, longest, recomputed=settings.gradient_checkpointing)
         return OutOfMemoryError(f"step {self.done + 1} of {self.steps}: out of memory. {helps}{self._kept()}")
 
     def lost(self, error: processes.LostProcessError) -> processes.LostProcessError:

@@ -8,7 +8,7 @@ import torch
 
 from lora_lab.finetune import Settings, train
 from lora_lab.finetune.encoding import IGNORED, Encoded, collate
-from lora_lab.finetune.graphs import Recorder, can_record, quick_attention, rounded, shaped
+from lora_lab.finetune.graphs import Recorder, can_record, rounded, shaped
 from lora_lab.finetune.loss import answer_loss, check_logits
 from lora_lab.finetune.training import _Run
 from tests.finetune.conftest import tiny_lora, tiny_model
@@ -145,15 +145,6 @@ def test_a_model_whose_tokens_see_what_follows_is_refused():
     decoder.forward = looks_around
     with pytest.raises(ValueError, match="lets a token see what follows it"):
         check_logits(model)
-
-
-def test_attention_is_left_alone_on_a_cpu():
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    with quick_attention(torch.device("cpu")):
-        assert torch.backends.cuda.cudnn_sdp_enabled() == before
-    with quick_attention(torch.device("cuda")):
-        assert not torch.backends.cuda.cudnn_sdp_enabled()
-    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 # On a GPU
