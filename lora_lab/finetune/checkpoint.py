@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FILE_NAME = "checkpoint.safetensors"
@@ -49,8 +49,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     part = Path(name)
     try:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in checkpoint.tensors.items()}
-        save_file(tensors, part, metadata={"record": json.dumps(checkpoint.record)})
-        with part.open("rb+") as file:
+        metadata = {"record": json.dumps(checkpoint.record), "crc32": _checksum(tensors)}
+        with part.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata=metadata))
+            file.flush()
             os.fsync(file.fileno())
         part.replace(folder / FILE_NAME)
     finally:
@@ -69,12 +71,23 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["record"])
-            return Checkpoint({key: file.get_tensor(key) for key in file.keys()}, record)  # noqa: SIM118
+            metadata = file.metadata() or {}
+            record, tensors = json.loads(metadata["record"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if _checksum(tensors) != metadata["crc32"]:
+                raise ValueError("its numbers are not those that were written")
+            return Checkpoint(tensors, record)
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"folder: {path} cannot be read as a checkpoint ({error}); move it away to start the run again"
         ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Give the CRC-32 of names and numbers."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

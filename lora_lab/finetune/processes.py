@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(minutes=30)  # for the others, who may be sampling or writing
 SILENCE = 3.0  # seconds that the other processes leave to the first one to say what is wrong
+
+_first_process: list[tuple[str, int]] = []  # machine and number of the process that speaks, once the group is there
 
 
 class LostProcessError(RuntimeError):
@@ -57,7 +60,7 @@ def joined() -> Iterator[None]:
 
     The first process of each machine takes its first GPU, the second its second, and so on; without GPUs they compute
     on the CPU. An error that all of them meet is reported by the first alone: the others wait three seconds before they
-    go on with it, and are ended by ``torchrun`` meanwhile.
+    go on with it, and are ended by ``torchrun`` meanwhile. Where the first itself is lost, the second speaks.
 
     Raises:
         ValueError: more processes on this machine than GPUs; a PyTorch that cannot connect processes.
@@ -79,11 +82,16 @@ def joined() -> Iterator[None]:
     with _stopping_in_order():
         with _reaching_others("the processes could not be connected"):
             dist.init_process_group(timeout=PATIENCE)
+        _first_process[:] = [from_first((socket.gethostname(), os.getpid()))]
         try:
             yield
-        except (Exception, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt) as error:
             if not is_first():
-                time.sleep(SILENCE)
+                try:
+                    time.sleep(SILENCE)
+                except LostProcessError:  # the first is gone, and says nothing any more
+                    if not isinstance(error, LostProcessError):
+                        raise SystemExit(1) from None
             raise
         dist.destroy_process_group()
 
@@ -191,7 +199,8 @@ def _stopping_in_order() -> Iterator[None]:
     """Turn the signal with which ``torchrun`` ends the other processes into an error, so that something is said."""
 
     def stop(*_: object) -> None:
-        if os.environ.get("RANK", "0") != "0":
+        own = os.environ.get("RANK", "0")
+        if own != "0" and not (own == "1" and _first_is_gone()):
             raise SystemExit(1)  # the first one speaks
         raise LostProcessError("told to stop by SIGTERM, as torchrun does when another process has ended")
 
@@ -200,3 +209,14 @@ def _stopping_in_order() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _first_is_gone() -> bool:
+    """Say whether the first process was on this machine and is there no more."""
+    for host, process in _first_process:
+        if host == socket.gethostname():
+            try:
+                os.kill(process, 0)  # it asks, and sends nothing
+            except ProcessLookupError:
+                return True
+    return False

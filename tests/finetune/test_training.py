@@ -280,18 +280,20 @@ def test_what_a_killed_run_half_wrote_is_cleared_away_by_the_next(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, "notes.part"]
 
 
-def test_a_damaged_checkpoint_is_named_and_kept(tmp_path):
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:-9] + b"\x7f" + whole[-8:]])
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, damage):
     train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
     path = tmp_path / FILE_NAME
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(damage(path.read_bytes()))
     damaged = path.read_bytes()
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors cannot be read as a checkpoint"):
         train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
     assert path.read_bytes() == damaged
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
-    from lora_lab.finetune import checkpoint
+    import resource
 
     interrupt_at(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -299,12 +301,14 @@ def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch
     kept = (tmp_path / FILE_NAME).read_bytes()
     monkeypatch.undo()
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, before[0][1]))
+        with pytest.raises(OSError, match="File too large"):
+            train(tiny_lora(), examples(), SETTINGS, folder=tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+        signal.signal(signal.SIGXFSZ, before[1])
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert (tmp_path / FILE_NAME).read_bytes() == kept
 
