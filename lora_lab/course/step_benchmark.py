@@ -237,9 +237,10 @@ def verdict(runs: Sequence[Run]) -> str:
     for way in _ways(runs):
         if way != OURS:
             found = ratios(runs, OURS, way)
+            rounds = "1 round" if len(found) == 1 else f"{len(found)} rounds"
             lines.append(
                 f"against {way}: {median(found):.2f} times the tokens a second ({min(found):.2f} to {max(found):.2f} "
-                f"in {len(found)} rounds), {memory[OURS] / memory[way]:.2f} of the memory above the weights"
+                f"in {rounds}), {memory[OURS] / memory[way]:.2f} of the memory above the weights"
             )
     return "\n".join(lines)
 

@@ -238,6 +238,8 @@ def summary(result: Result) -> str:
         asked = result.scores["after"].asked
         lines.append(f"the commonest answer in training, always said, would be right {result.commonest} / {asked}")
     lines.append(result.ending())
+    if result.scores and result.scores["after"].tokens.loss > result.scores["before"].tokens.loss:
+        lines.append("the loss is higher than without the adapter: lower the learning rate, or give it more examples")
     lines.append(f"{result.trainable:,} parameters trained, {result.share:.2%} of the model")
     return "\n".join(lines)
 

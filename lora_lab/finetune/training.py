@@ -576,7 +576,13 @@ def _identity(
     for tensor in kept.values():  # parameters, each once, and the codes of quantized layers
         if not tensor.requires_grad:
             frozen = zlib.crc32(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data, frozen)
+    configs: list[Any] = [
+        adapter.config for layer in lora_layers(model).values() for adapter in layer.adapters.values()
+    ]
     return {
+        "adapted layers": len(lora_layers(model)),
+        "ranks": sorted({config.rank for config in configs}),
+        "alphas": sorted({float(config.alpha) for config in configs}),
         "structure": hashlib.sha256(repr(model).encode()).hexdigest()[:16],
         "frozen weights": f"{frozen:08x}",
         "examples": hashlib.sha256(repr(examples).encode()).hexdigest()[:16],

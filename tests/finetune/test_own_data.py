@@ -499,7 +499,7 @@ def test_a_stopped_job_goes_on_to_the_same_adapter_and_the_same_samples(stop, sm
     assert result.history.validation == expected.history.validation
     again = run(job, progress=False)
     assert (again.history, samples_of(job)) == (result.history, samples_of(whole))
-    with pytest.raises(ValueError, match="holds another run, which differs in structure"):
+    with pytest.raises(ValueError, match=r"holds another run, which differs in ranks \(\[2\], not \[3\]\)"):
         run(replace(job, rank=3), progress=False)
 
 

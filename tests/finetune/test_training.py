@@ -250,7 +250,7 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         ),
         ({"examples": examples(23)}, "differs in examples"),
         ({"validation": examples(2)}, "differs in validation"),
-        ({"rank": 2}, "differs in structure"),
+        ({"rank": 2}, r"differs in ranks \(\[4\], not \[2\]\)"),
         ({"base": 1}, "differs in frozen weights"),
     ],
 )
