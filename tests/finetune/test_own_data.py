@@ -229,6 +229,10 @@ def test_a_job_leaves_everything_it_promises(small, capsys):
     table = summary(result)
     assert f"{result.scores['before'].tokens.loss:.3f}" in table
     assert "parameters trained" in table
+    before, after = result.scores["before"], result.scores["after"]
+    worse = replace(result, scores={"before": min(before, after, key=loss), "after": max(before, after, key=loss)})
+    better = replace(result, scores={"before": worse.scores["after"], "after": worse.scores["before"]})
+    assert ["higher than without the adapter" in summary(one) for one in (worse, better)] == [True, False]
     assert capsys.readouterr().out == ""
     run(replace(small, output=small.output.parent / "again"))
     assert capsys.readouterr().out.startswith("mine.jsonl: 20 examples, read through the model's chat template\n16 to")
@@ -417,6 +421,10 @@ def test_the_embedding_learns_too_if_it_is_named(small, folders, tmp_path):
 
 
 # --- stopping, going on, samples
+
+
+def loss(score):
+    return score.tokens.loss
 
 
 def stop_before(step: int, patch) -> None:
