@@ -11,7 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lora_lab.finetune.evaluation import MAX_NEW_TOKENS, Evaluation, evaluate
 from lora_lab.finetune.memory import OutOfMemoryError, is_out_of_memory
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.text_to_sql import SPLITS, Example, TextToSQL
-from lora_lab.finetune.training import LEAN, History, Settings, train
+from lora_lab.finetune.training import History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, disabled, save_adapter
 from lora_lab.lora.config import Targets
 
@@ -115,17 +115,7 @@ def run(job: Job, *, progress: bool = True) -> Result:
     progress = progress and processes.is_first()
     dtype = dtype_named(job.dtype)
     config = LoRAConfig(rank=job.rank, alpha=job.alpha, targets=as_targets(job.targets))
-    shared = (
-        "epochs",
-        "batch_size",
-        "micro_batch_size",
-        "learning_rate",
-        "validate_every",
-        "seed",
-        "cuda_graphs",
-        *LEAN,
-    )
-    settings = Settings(**{name: getattr(job, name) for name in shared})
+    settings = settings_of(job)
     task = TextToSQL(seed=0)
     with _named("examples"):
         examples = task.train(job.examples)
@@ -225,6 +215,12 @@ def _metrics(job: Job, result: Result, device: torch.device, dtype: torch.dtype)
         "tokens per second": result.history.tokens_per_second,
         "history": asdict(result.history),
     }
+
+
+def settings_of(job: Any) -> Settings:
+    """Give the settings of the training, from the fields of a job that have the same names."""
+    names = (field.name for field in fields(Settings))
+    return Settings(**{name: getattr(job, name) for name in names if hasattr(job, name)})
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -19,11 +19,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lora_lab.finetune import processes
 from lora_lab.finetune.corpus import Corpus, Example, encode_file, share_out
 from lora_lab.finetune.data import read_data
-from lora_lab.finetune.job import as_options, as_targets, dtype_named, memory_for_scores, ran_on, write_json
+from lora_lab.finetune.job import (
+    as_options,
+    as_targets,
+    dtype_named,
+    memory_for_scores,
+    ran_on,
+    settings_of,
+    write_json,
+)
 from lora_lab.finetune.model import DEFAULT_MODEL, context_length, load_model, load_tokenizer, source_of
 from lora_lab.finetune.model_card import model_card
 from lora_lab.finetune.own_scores import Score, all_scores, greedy_answers, questions_of
-from lora_lab.finetune.training import LEAN, History, Settings, train
+from lora_lab.finetune.training import History, Settings, train
 from lora_lab.lora import LoRAConfig, account, attach, save_adapter
 
 SHARE = 0.1  # of the examples that are validated with, if nothing else is said
@@ -297,20 +305,9 @@ def _settings(job: Job) -> Settings:
     for name in ("patience", "sample_every", "validate_every"):
         if without and getattr(job, name) is not None:
             raise ValueError(f"{name}: got {getattr(job, name)}, and there are no validation examples to look at")
-    shared = (
-        "epochs",
-        "batch_size",
-        "micro_batch_size",
-        "learning_rate",
-        "validate_every",
-        "patience",
-        "seed",
-        "cuda_graphs",
-        *LEAN,
-    )
     if job.shots and without and job.test_data is None:
         raise ValueError(f"shots: got {job.shots}, and there are no validation or test examples to ask about")
-    return Settings(**{name: getattr(job, name) for name in shared})
+    return settings_of(job)
 
 
 def _data_paths(job: Job) -> list[Path | None]:
