@@ -67,6 +67,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     where.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
     run.set_defaults(carry_out=_run)
 
+    progress = commands.add_parser("progress", help="show which exercises have passed on this machine")
+    progress.add_argument("--forget", action="store_true", help="forget them, to begin again")
+    progress.set_defaults(carry_out=_progress)
+
     experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")
     if arguments[:1] == ["experiment"]:
         _add_experiments(experiment)
@@ -132,6 +136,16 @@ def _run(options: argparse.Namespace) -> int:
     from lora_lab.course import notebooks
 
     return notebooks.run(options.notebooks, output=options.output, store=options.store)
+
+
+def _progress(options: argparse.Namespace) -> int:
+    """Show which exercises have passed, or forget them."""
+    from lora_lab.course import progress
+
+    if options.forget:
+        progress.forget()
+    print(progress.report())
+    return 0
 
 
 def _finetune(options: argparse.Namespace) -> int:

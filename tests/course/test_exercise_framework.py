@@ -190,3 +190,36 @@ def test_called_is_short():
     assert called(rank_at_break_even, 9, 9) == "rank_at_break_even(9, 9)"
     assert called(np.dot, np.ones((9, 1)), np.float64(2)) == "dot(ndarray 9 × 1, np.float64(2.0))"
     assert len(called(max, "x" * 1000)) < 60
+
+
+# --- memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is no such limit")
+@pytest.mark.parametrize("huge", [lambda m, n: np.ones(10**11), lambda m, n: [0] * 10**11, lambda m, n: bytes(10**12)])
+def test_a_huge_allocation_ends_in_words_and_leaves_no_limit(said, huge):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    told = said(huge)
+    assert told.startswith("not yet. your_function(9, 9) stopped with ")
+    assert "Memory" in told
+    assert told.endswith(". Does it make something far larger than the answer?")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is no such limit")
+def test_a_limit_that_is_there_already_is_not_raised():
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    low = framework.MEMORY * 8
+    resource.setrlimit(resource.RLIMIT_AS, (low, hard))
+    try:
+        with framework._room_for_more(2 * low):
+            assert resource.getrlimit(resource.RLIMIT_AS) == (low, hard)
+        with framework._room_for_more(1):
+            assert resource.getrlimit(resource.RLIMIT_AS)[0] < low
+        assert resource.getrlimit(resource.RLIMIT_AS) == (low, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

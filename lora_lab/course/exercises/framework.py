@@ -1,22 +1,30 @@
 """What an exercise is, and the three things a learner asks of it: ``check``, ``hint``, ``solution``."""
 
+import contextlib
 import ctypes
 import difflib
 import functools
 import importlib
 import inspect
 import linecache
+import os
 import pkgutil
 import re
 import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lora_lab.course.progress import remember
+
 Function = Callable[..., Any]
+
+# Bytes that one call of the learner's function may take; threads that start meanwhile reserve some of them.
+MEMORY = 2**32 + 2**28 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Exercise:
 def check(name: str, answer: Any) -> None:
     """Print whether the answer is right, not attempted yet, or wrong: then the case that shows it, and why.
 
+    A right answer is remembered on this machine, for ``lora-lab progress``.
+
     Nothing that the answer does raises an error here: what goes wrong in it is part of what is printed.
 
     Args:
@@ -60,7 +70,10 @@ def check(name: str, answer: Any) -> None:
     Raises:
         ValueError: there is no exercise of that name; the message lists the names nearest to it.
     """
-    print(f"{name}: {_verdict(_find(name), answer)}")
+    verdict = _verdict(_find(name), answer)
+    print(f"{name}: {verdict}")
+    if verdict == "passed":
+        remember(name)
 
 
 def hint(name: str) -> None:
@@ -160,7 +173,9 @@ def _watched(function: Function, seconds: float) -> Function:
             message = f"{called(function, *arguments)} did not come back within {seconds:g} seconds."
             raise _Stopped(f"{message} Does a loop in it never end?") from None
         except (Exception, SystemExit) as error:
-            raise _Stopped(f"{called(function, *arguments)} stopped with {_describe(error, function)}") from None
+            large = " Does it make something far larger than the answer?" if isinstance(error, MemoryError) else ""
+            told = f"{called(function, *arguments)} stopped with {_describe(error, function)}"
+            raise _Stopped(f"{told}.{large}" if large else told) from None
         if result is None:
             raise _NotAttempted(f": {_name_of(function)} returns None; is a return missing at its end?")
         if _is_blank(result):
@@ -181,10 +196,33 @@ def _within(seconds: float, function: Function, *arguments: Any, **options: Any)
     alarm.daemon = True
     alarm.start()
     try:
-        return function(*arguments, **options)
+        with _room_for_more(MEMORY):
+            return function(*arguments, **options)
     finally:
         alarm.cancel()
         alarm.join()  # an alarm that rings at this very moment is heard here, and not somewhere later
+
+
+@contextlib.contextmanager
+def _room_for_more(size: int) -> Iterator[None]:
+    """Let this process take ``size`` more bytes and no more, for a while: beyond that a MemoryError is raised.
+
+    So a huge allocation ends in an error of the learner's function, and not in the end of the kernel. Only Linux says
+    how much a process has and keeps such a limit; elsewhere nothing is done.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    import resource
+
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = [limit for limit in (soft, hard, has + size) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _describe(error: BaseException, function: Function) -> str:
