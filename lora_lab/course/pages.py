@@ -1,4 +1,4 @@
-"""Makes readable pages of notebooks: HTML that needs no network, no script and no wide screen.
+"""Makes readable pages of notebooks: HTML that needs no network, no script and no wide screen, by day or in the dark.
 
 Formulas become MathML, which browsers draw by themselves; figures carry their sentence as the text alternative; links
 from notebook to notebook become links from page to page. ``page.html`` holds the frame and the style of every page.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 COURSE = "LoRA Lab"
+GLOSSARY = "GLOSSARY.md"  # beside the notebooks
 
 
 def write_page(notebook: NotebookNode, path: Path, course: Sequence[Path], folder: Path) -> Path:
@@ -37,11 +38,26 @@ def write_page(notebook: NotebookNode, path: Path, course: Sequence[Path], folde
     place = list(course).index(path)
     before = [f'<a rel="prev" href="{p.stem}.html">← {escape(title(p))}</a>' for p in course[:place][-1:]]
     after = [f'<a rel="next" href="{p.stem}.html">{escape(title(p))} →</a>' for p in course[place + 1 :][:1]]
-    links = "\n".join([*before, f'<a href="index.html">{COURSE}</a>', *after])
+    links = "\n".join([*before, f'<a href="index.html">{COURSE}</a>', *_glossary_link(path.parent), *after])
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{path.stem}.html"
     _write(page, title=f"{title(path)} · {COURSE}", links=links, body=body)
+    if (path.parent / GLOSSARY).exists():
+        write_text(path.parent / GLOSSARY, folder)
     write_index([p for p in course if (folder / f"{p.stem}.html").exists()], folder)
+    return page
+
+
+def write_text(path: Path, folder: Path) -> Path:
+    """Write a Markdown file as a page, and give the page's path.
+
+    Raises:
+        ValueError: it has no title, or a formula of it is not TeX that can be drawn.
+    """
+    text = path.read_text(encoding="utf-8")
+    name = _heading(text, path.name)[0]
+    page = folder / f"{path.stem}.html"
+    _write(page, title=f"{name} · {COURSE}", links=f'<a href="index.html">{COURSE}</a>', body=_to_html(text))
     return page
 
 
@@ -49,7 +65,14 @@ def write_index(course: Sequence[Path], folder: Path) -> None:
     """Write ``index.html``: for each of these notebooks a link to its page, and what its first cell promises."""
     lessons = [f'<h2><a href="{p.stem}.html">{escape(title(p))}</a></h2>\n{_to_html(_opening(p)[1])}' for p in course]
     body = "\n".join([f"<h1>{COURSE}</h1>", "<p>The lessons, as they ran on this machine.</p>", *lessons])
-    _write(folder / "index.html", title=COURSE, links="", body=body)
+    links = "\n".join(_glossary_link(course[0].parent) if course else [])
+    _write(folder / "index.html", title=COURSE, links=links, body=body)
+
+
+def _glossary_link(notebooks: Path) -> list[str]:
+    """Give the link to the glossary, if the notebooks have one beside them."""
+    page = Path(GLOSSARY).with_suffix(".html")
+    return [f'<a href="{page}">Glossary</a>'] if (notebooks / GLOSSARY).exists() else []
 
 
 def title(path: Path) -> str:
@@ -66,10 +89,15 @@ def _opening(path: Path) -> tuple[str, str]:
     import nbformat
 
     first = nbformat.read(path, as_version=4).cells[0]
-    heading = re.match(r"#[ ]+(.+)\n*", first.source)
-    if first.cell_type != "markdown" or heading is None:
-        raise ValueError(f"{path.name} has no title: its first cell takes a heading, '# ...'")
-    return heading[1].strip(), first.source[heading.end() :]
+    return _heading(first.source if first.cell_type == "markdown" else "", path.name)
+
+
+def _heading(text: str, where: str) -> tuple[str, str]:
+    """Give the heading that a text begins with, and what comes after it."""
+    heading = re.match(r"#[ ]+(.+)\n*", text)
+    if heading is None:
+        raise ValueError(f"{where} has no title: it takes a heading, '# ...', in its first line")
+    return heading[1].strip(), text[heading.end() :]
 
 
 def to_mathml(formula: str, display: str = "inline") -> str:
@@ -100,7 +128,7 @@ def _exporter() -> HTMLExporter:
 
 
 def _to_html(text: str) -> str:
-    """Give the HTML of a text cell: formulas as MathML, links to notebooks as links to pages."""
+    """Give the HTML of a text cell: formulas as MathML, links to notebooks and to the glossary as links to pages."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
@@ -114,7 +142,7 @@ def _to_html(text: str) -> str:
             return to_mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
         def link(self, text: str, url: str, title: str | None = None) -> str:
-            return super().link(text, re.sub(r"^([\w-]+)\.ipynb\b", r"\1.html", url), title)
+            return super().link(text, re.sub(r"^([\w-]+)\.(ipynb|md)\b", r"\1.html", url), title)
 
     return MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
 
@@ -124,5 +152,5 @@ def _write(path: Path, **parts: Any) -> None:
     from pygments.formatters import HtmlFormatter
 
     frame = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    colours = HtmlFormatter(style="xcode").get_style_defs(".highlight")
-    path.write_text(frame.substitute(parts, colours=colours), encoding="utf-8")
+    colours, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("xcode", "github-dark"))
+    path.write_text(frame.substitute(parts, colours=colours, dark=dark), encoding="utf-8")

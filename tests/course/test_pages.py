@@ -1,9 +1,12 @@
 """A page shows all that its notebook has, on any screen, without a network and without a script."""
 
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from lora_lab.course.pages import title, to_mathml, write_page
@@ -92,6 +95,69 @@ def test_figure_has_its_sentence(page):
     [image] = page("text", nbformat.v4.new_code_cell("show()", outputs=[display], execution_count=1)).all("img")
     assert (image["alt"], image["width"]) == ("Rank 1 is enough.", "614")
     assert image["src"] == f"data:image/png;base64,{PIXEL}"
+
+
+def channels(colour):
+    """Give the linear red, green and blue of a colour such as #1a1a1a or #fff."""
+    digits = colour.lstrip("#")
+    pairs = [digit * 2 for digit in digits] if len(digits) == 3 else re.findall("..", digits)
+    shares = [int(pair, 16) / 255 for pair in pairs]
+    return [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+
+
+def contrast(colour, ground):
+    """Give the contrast ratio of two colours, by WCAG 2.1."""
+    light, dark = sorted((np.dot([0.2126, 0.7152, 0.0722], channels(one)) for one in (colour, ground)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_words_and_code_stand_out_by_day_and_in_the_dark(page, tmp_path):
+    assert contrast("#000", "#fff") == pytest.approx(21)
+    page("text")
+    style = (tmp_path / "pages" / "01_b.html").read_text(encoding="utf-8")
+    start, end = style.index("@media (prefers-color-scheme: dark)"), style.index("@media print")
+    for rules in (style[:start], style[start:end]):
+        ground = re.search(r"^body \{.*background: (#\w+)", rules, re.M)[1]
+        code_ground = re.search(r"^\.highlight \{.*background: (#\w+); border", rules, re.M)[1]
+        words = [re.search(rf"^{tag} \{{.*?color: (#\w+)", rules, re.M)[1] for tag in ("body", "a")]
+        code = re.findall(r"^\.highlight \.(?!hll|linenos|w\b)\w+ \{[^}]*?\bcolor: (#\w+)", rules, re.M)
+        assert len(code) > 20
+        assert min(contrast(word, ground) for word in words) >= 4.5
+        poor = {word for word in code if contrast(word, code_ground) < 4.5}
+        assert not poor
+
+
+@pytest.fixture
+def with_glossary(page, tmp_path):
+    (tmp_path / "GLOSSARY.md").write_text('# Words\n\n- <a id="rank"></a>**rank**: $r$, see [a](00_a.ipynb)\n')
+    return page("A [rank](GLOSSARY.md#rank)")
+
+
+def test_the_glossary_is_a_page_and_every_page_links_to_it(with_glossary, tmp_path):
+    links = [attributes["href"] for attributes in with_glossary.all("a")]
+    assert {"GLOSSARY.html#rank", "GLOSSARY.html"} <= set(links)
+    index, words = (Tags((tmp_path / "pages" / f"{name}.html").read_text("utf-8")) for name in ("index", "GLOSSARY"))
+    assert {"href": "GLOSSARY.html"} in index.all("a")
+    assert {"id": "rank"} in words.all("a")
+    assert {"href": "00_a.html"} in words.all("a")
+    assert words.all("math")
+    assert "Words · LoRA Lab" in words.text
+
+
+def test_the_glossary_of_the_course_is_in_order_and_leads_to_lessons_that_use_the_word():
+    folder = Path(__file__).parents[2] / "notebooks"
+    entries = re.findall(
+        r'^- <a id="([^"]+)"></a>\*\*([^*]+)\*\* · \*[^*]+\*.*: .*\[(\d\d)\]\((\3_\w+\.ipynb)\)$',
+        (text := (folder / "GLOSSARY.md").read_text(encoding="utf-8")), re.M,
+    )  # fmt: skip
+    assert len(entries) == text.count("\n- ") > 40
+    assert len({name for name, *_ in entries}) == len(entries)
+    words = [word.lower() for _, word, *_ in entries]
+    assert words == sorted(words)
+    for word, (*_, lesson) in zip(words, entries, strict=True):
+        cells = nbformat.read(folder / lesson, as_version=4).cells
+        stem = re.split(r"[, –]", word)[0].rstrip("s")[:7]
+        assert any(stem in cell.source.lower() for cell in cells), f"{word} is not in {lesson}"
 
 
 def test_formulas_become_mathml(page):
