@@ -3,6 +3,7 @@
 import ast
 import re
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import lora_lab
@@ -122,6 +123,24 @@ def closes_with_exercises_and_sources(notebook):
     sections = [m[1].strip() for cell in _prose(notebook) for m in re.finditer(r"^## (.+)$", cell.source, re.M)]
     wanted = ["Summary", "Exercises", "Sources"]
     return [] if sections[-3:] == wanted else [f"the last sections are {', '.join(sections[-3:])}"]
+
+
+def has_a_quiz_with_reasons(notebook):
+    """After the summary come three questions or more; each answer names the right choice and says why of each other."""
+    after = [cell.id for cell, later in pairwise(notebook.cells) if later.id == "quiz" and "## Summary" in cell.source]
+    text = "\n".join(cell.source for cell in _prose(notebook) if cell.id == "quiz")
+    bad = [] if after and text.startswith("### Check yourself\n") else ["no quiz after the summary"]
+    questions = re.split(r"^\*\*\d\.\*\* ", text, flags=re.M)[1:]
+    bad += [] if len(questions) >= 3 else [f"{len(questions)} questions"]
+    for question in questions:
+        choices = re.findall(r"^- ([a-e])\) ", question, re.M)
+        answer = re.search(r"<details><summary>Answer</summary>\n\n\*\*([a-e])\.\*\* (.+)\n\n</details>", question)
+        others = set(choices) - {answer[1]} if answer else set(choices)
+        if len(choices) < 3 or answer is None or answer[1] not in choices:
+            bad.append(f"no choice or no answer: {question[:40]}")
+        elif unsaid := sorted(choice for choice in others if f"{choice})" not in answer[2]):
+            bad.append(f"no reason against {', '.join(unsaid)}: {question[:40]}")
+    return bad
 
 
 def every_exercise_is_asked(notebook):

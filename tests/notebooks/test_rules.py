@@ -21,6 +21,21 @@ def test_notebook_keeps_the_rule(path, rule):
     assert rule(nbformat.read(path, as_version=4)) == []
 
 
+QUESTION = """**{}.** How many?
+
+- a) 18
+- b) 81
+- c) 162
+
+<details><summary>Answer</summary>
+
+**a.** It is 9 + 9. b) is the whole table. c) is twice that.
+
+</details>
+"""
+QUIZ = "### Check yourself\n\nChoose.\n\n" + "\n".join(QUESTION.format(number) for number in (1, 2, 3))
+
+
 @pytest.fixture
 def good():
     """Give a small notebook that keeps every rule."""
@@ -34,6 +49,7 @@ def good():
         new_code_cell("x = 1\ny = 2\nshow(x, y)", id="draw-2", outputs=[figure], execution_count=2),
         new_code_cell("\n", id="empty"),
         new_markdown_cell(CLOSING, id="closing"),
+        new_markdown_cell(QUIZ, id="quiz"),
     ]
     return new_notebook(cells=cells, metadata={"kernelspec": dict(KERNELSPEC), "language_info": dict(LANGUAGE)})
 
@@ -131,6 +147,16 @@ BROKEN = {
     "closes_with_exercises_and_sources": [
         writing(CLOSING.replace("## Sources", "## More"), place=5),
         writing(CLOSING + "\n\n## Appendix", place=5),
+    ],
+    "has_a_quiz_with_reasons": [
+        lambda notebook: notebook.cells.pop(),
+        lambda notebook: notebook.cells.insert(0, notebook.cells.pop()),
+        writing(QUIZ.replace("### Check yourself", "### Quiz"), place=6),
+        writing(QUIZ.replace("**3.**", "3."), place=6),
+        writing(QUIZ.replace("- c) 162\n", ""), place=6),
+        writing(QUIZ.replace("**a.**", "**d.**"), place=6),
+        writing(QUIZ.replace(" c) is twice that.", ""), place=6),
+        writing(QUIZ.replace("<details>", ""), place=6),
     ],
     "every_exercise_is_asked": [
         writing('check("77.nothing", ...)'),
