@@ -46,7 +46,8 @@ def step_bytes(model: PreTrainedModel, rows: int, tokens: int, labelled: int = 0
     They are :math:`W + M + \max(A + L, G)`: all weights, AdamW's moments of what trains, the activations that the
     forward pass keeps with the loss of one chunk of logits, or the gradients where those are more. A logit takes its
     own type and three float32 numbers, as in ``lora_lab.lora.Costs.logits``; how many there are at a time,
-    ``lora_lab.finetune.loss.logits_at_once`` says.
+    ``lora_lab.finetune.loss.logits_at_once`` says. A GPU that records its steps keeps the gradients beside
+    the activations, which adds G.
 
     Args:
         model: a model whose trainable parameters are those of the run.

@@ -115,7 +115,7 @@ def test_words_and_code_stand_out_by_day_and_in_the_dark(page, tmp_path):
     assert contrast("#000", "#fff") == pytest.approx(21)
     page("text")
     style = (tmp_path / "pages" / "01_b.html").read_text(encoding="utf-8")
-    start, end = style.index("@media (prefers-color-scheme: dark)"), style.index("@media print")
+    start, end = style.index("@media screen and (prefers-color-scheme: dark)"), style.index("@media print")
     for rules in (style[:start], style[start:end]):
         ground = re.search(r"^body \{.*background: (#\w+)", rules, re.M)[1]
         code_ground = re.search(r"^\.highlight \{.*background: (#\w+); border", rules, re.M)[1]
