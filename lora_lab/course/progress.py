@@ -2,16 +2,17 @@
 
 import contextlib
 import os
-import sys
 from itertools import groupby
 from pathlib import Path
+
+from platformdirs import user_data_path
 
 
 def progress_file() -> Path:
     """Give the file that remembers: ``LORA_LAB_PROGRESS``, else ``lora-lab/progress.txt`` in the user's data folder.
 
-    That is ``$XDG_DATA_HOME`` or ``~/.local/share`` on Linux, ``~/Library/Application Support`` on macOS,
-    ``%LOCALAPPDATA%`` on Windows.
+    That folder is the one that platformdirs names: ``$XDG_DATA_HOME`` or ``~/.local/share`` on Linux,
+    ``~/Library/Application Support`` on macOS, ``%LOCALAPPDATA%`` on Windows.
 
     Raises:
         ValueError: ``LORA_LAB_PROGRESS`` is not an absolute path, so it would mean another file in every notebook.
@@ -21,15 +22,7 @@ def progress_file() -> Path:
         if not file.is_absolute():
             raise ValueError(f"LORA_LAB_PROGRESS: got {chosen!r}, takes an absolute path")
         return file
-    if sys.platform == "win32":
-        data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        data = Path.home() / "Library" / "Application Support"
-    else:
-        data = Path(os.environ.get("XDG_DATA_HOME", ""))
-        if not data.is_absolute():  # not set, or a relative path, which the XDG specification says to ignore
-            data = Path.home() / ".local" / "share"
-    return data / "lora-lab" / "progress.txt"
+    return user_data_path("lora-lab", appauthor=False) / "progress.txt"
 
 
 def passed() -> set[str]:
