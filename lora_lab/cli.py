@@ -71,6 +71,10 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     progress.add_argument("--forget", action="store_true", help="forget them, to begin again")
     progress.set_defaults(carry_out=_progress)
 
+    links = commands.add_parser("links", help="show the links that open a lesson in Colab or on Binder, or move them")
+    links.add_argument("address", nargs="?", metavar="OWNER/NAME", help="the repository on GitHub that has your copy")
+    links.set_defaults(carry_out=_links)
+
     experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")
     if arguments[:1] == ["experiment"]:
         _add_experiments(experiment)
@@ -145,6 +149,20 @@ def _progress(options: argparse.Namespace) -> int:
     if options.forget:
         progress.forget()
     print(progress.report())
+    return 0
+
+
+def _links(options: argparse.Namespace) -> int:
+    """Give the course another address, or show the links that it has."""
+    from lora_lab.course import links
+
+    if options.address is not None:
+        for path in links.move(options.address):
+            print(f"{path.relative_to(links.ROOT)} points to {options.address} now")
+        return 0
+    address = links.repository()
+    for lesson in links.lessons():
+        print(lesson.name, links.colab(lesson, address), links.binder(lesson, address), sep="\n    ")
     return 0
 
 
