@@ -21,10 +21,11 @@ test: .venv/test
 lab: .venv/course
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
 
-# Run every notebook and keep its outputs in it.
+# Run every notebook and keep its outputs in it, and the figures that the README borrows.
 store: .venv/course
 	$(BIN)/lora-lab fetch
 	$(BIN)/lora-lab run --store
+	$(BIN)/python -m lora_lab.course.readme_figures
 
 # Check style and types.
 lint: .venv/test

@@ -1,5 +1,6 @@
 """What README.md and data/README.md say can be done, can be done; what they point to is there."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lora_lab import assets
 from lora_lab.course.benchmarks import TOLERANCE
 from lora_lab.course.experiments import load_result
 from lora_lab.course.notebooks import notebooks
+from lora_lab.course.readme_figures import FIGURES, stored_figure
 from lora_lab.course.step_benchmark import FULL, LOOP, OURS, TRAINER, WAYS, ratios, tokens_per_second
 
 ROOT = Path(__file__).parents[1]
@@ -51,10 +54,10 @@ def tiny_model():
 
 def test_low_rank_example_finds_the_rank_and_stores_what_it_says():
     names = {}
-    exec(BLOCKS[0], names)
+    exec(BLOCKS[3], names)
     W, low = names["W"], names["low"]
     assert (names["rank"], low.size, W.size) == (5, 3_500, 120_000)
-    assert "3,500 numbers instead of 120,000" in BLOCKS[0]
+    assert "3,500 numbers instead of 120,000" in BLOCKS[3]
     np.testing.assert_allclose(names["lost"], np.linalg.norm(W - low.dense()) / np.linalg.norm(W))
     np.testing.assert_allclose(names["U"] * names["s"] @ names["Vt"], low.dense(), atol=1e-6)
 
@@ -64,9 +67,10 @@ def test_quickstart_trains_an_adapter_that_peft_loads(monkeypatch, tmp_path):
     monkeypatch.setattr(lora_lab.finetune, "load_model", tiny_model)
     monkeypatch.setattr(lora_lab.finetune, "load_tokenizer", Letters)
     names = {}
-    for block in BLOCKS[1:]:
+    for block in BLOCKS[:3]:
         exec(block, names)
     assert len(BLOCKS) == 4
+    assert sum(bool(line) for line in BLOCKS[0].splitlines()) == 9, "fewer than ten lines"
     assert sorted(path.name for path in Path("singer-adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -85,7 +89,7 @@ def test_notebooks_of_the_readme_are_the_notebooks():
 
 @pytest.mark.parametrize("text", [README, DATA_README], ids=["README", "data/README"])
 def test_links_lead_to_files(text):
-    for target in re.findall(r"\]\((?!http)(.+?)\)", text):
+    for target in re.findall(r"\]\((?!http|#)(.+?)\)", text):
         assert (ROOT / target).is_file(), target
 
 
@@ -102,6 +106,48 @@ def test_figure_is_what_its_command_draws(tmp_path):
     new, stored = (matplotlib.image.imread(place / "data/figures/factorization.png") for place in (tmp_path, ROOT))
     assert new.shape == stored.shape
     assert np.abs(new - stored).mean() < 0.002, "letters may differ by a shade from machine to machine, the figure not"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_borrowed_figure_is_the_one_that_the_lesson_stores(name):
+    assert f"](data/figures/{name})" in README
+    assert (ROOT / "data" / "figures" / name).read_bytes() == stored_figure(*FIGURES[name])
+
+
+def test_a_figure_that_no_lesson_stores_is_an_error():
+    for place in (("03", "no-such-cell"), ("77", "family-figure"), ("03", "imports"), ("03", "title")):
+        with pytest.raises(ValueError, match="store its outputs first"):
+            stored_figure(*place)
+
+
+def test_before_and_after_are_what_lesson_09_stores():
+    lesson = nbformat.read(next((ROOT / "notebooks").glob("09_*.ipynb")), as_version=4)
+    said = {cell.id: "".join(output.get("text", "") for output in cell.get("outputs", [])) for cell in lesson.cells}
+    rows = re.findall(r"^\| (.*?) ?\| \*(before|after|after, and wrong):\* (.+) \|$", README, re.M)
+    assert [when for _, when, _ in rows] == ["before", "after", "after", "after, and wrong"]
+    question = rows[0][0]
+    assert said["ask-before"].startswith(rows[0][2].removesuffix(" …"))
+    for asked, when, answer in rows[1:]:
+        verdict = "WRONG" if "wrong" in when else "right"
+        assert f"{verdict} | {asked or question}\n      | {answer.strip('`')}\n" in said["answers"]
+    assert "460,800 of 134,515,008 parameters: 0.34%" in said["attach"]
+    assert "480 examples" in said["encode-all"]
+    assert said["size"].startswith("1.9 MB")
+    for text in ("480 examples", "460,800\ntrained parameters", "adapter of 1.9 MB", "0.34 % of its parameters"):
+        assert text in README
+    after = ast.literal_eval(said["evaluate-after"].splitlines()[-1])
+    before = [ast.literal_eval(said[cell].splitlines()[-1]) for cell in ("evaluate-before", "evaluate-shots")]
+    assert all(right.startswith("0 of ") for scores in before for right in scores.values()), "the figure's sentence"
+    assert all(2 * int(right.split()[0]) > int(right.split()[2]) for right in after.values()), "the figure's sentence"
+
+
+def test_minutes_are_those_that_the_lessons_say():
+    rows = re.findall(r"\]\(notebooks/(\d\d)_\S+\) \| (\d+)(?: \+ (\d+))? \|", README)
+    assert len(rows) == len(notebooks())
+    for (number, minutes, more), path in zip(rows, notebooks(), strict=True):
+        [time] = re.findall(r"\*\*Time:\*\* (.+)", nbformat.read(path, as_version=4).cells[0].source)
+        found = re.match(r"(\d+) minutes(?:, and (\d+) more for the exercises)?", time)
+        assert (number, minutes, more) == (path.name[:2], found[1], found[2] or "")
 
 
 def test_figure_has_its_sentence_in_both_places():

@@ -6,7 +6,10 @@ import statistics
 from itertools import pairwise
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
+
 import lora_lab
+from lora_lab.course import links
 from lora_lab.course.exercises import exercises
 from lora_lab.course.notebooks import KERNELSPEC, LANGUAGE, WIDGET_TYPE, code_cells, is_live
 
@@ -81,7 +84,7 @@ def package_is_not_written_again(notebook):
     """No cell defines what the package has."""
     bad = []
     for cell in code_cells(notebook):
-        for node in ast.walk(ast.parse(cell.source)):
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):  # %pip is no Python
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in PACKAGE:
                 bad.append(f"{cell.id}: {node.name} is in {PACKAGE[node.name]}")
     return bad
@@ -111,6 +114,15 @@ def opens_with_its_aims(notebook):
     }
     text = first.source if first.cell_type == "markdown" else ""
     return [f"no {name} in the first cell" for name, pattern in wanted.items() if not re.search(pattern, text, re.M)]
+
+
+def opens_elsewhere_too(notebook):
+    """The first cell ends with the links to Colab and Binder; the next installs the course on Colab alone."""
+    first, code, address = notebook.cells[0].source, code_cells(notebook), links.repository()
+    lesson = re.search(r"notebooks/(\d\d_\w+\.ipynb)", first)
+    named = lesson is not None and lesson[1].startswith(first[2:4])
+    bad = [] if named and first.endswith(links.buttons(Path(lesson[1]), address)) else ["no links in the first cell"]
+    return bad + ([] if code and code[0].source == links.setup(address) else ["the first code is not the setup"])
 
 
 def asks_for_a_prediction(notebook):
