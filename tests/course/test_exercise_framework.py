@@ -113,6 +113,8 @@ def test_answer_of_another_kind_is_told_what_the_answer_is(said):
     words = said("a word", "77.column")
     assert words.startswith("not yet. The answer is a column of 9 numbers; yours cannot be read as one (AttributeError")
     assert said(lambda: 4).startswith("not yet. your_function(9, 9) stopped with TypeError")
+    words = said(rank_at_break_even(9, 9))
+    assert words == "not yet. A function is asked for, yours is int. Give its name alone, without brackets behind it."
 
 
 def loops(m, n):

@@ -142,6 +142,9 @@ def _verdict(exercise: Exercise, answer: Any) -> str:
     """Say in words how the answer does; memory addresses are left out, so that the words are always the same."""
     if _is_blank(answer):
         return "not attempted yet"
+    if not exercise.value and not callable(answer):
+        kind = type(answer).__name__
+        return f"not yet. A function is asked for, yours is {kind}. Give its name alone, without brackets behind it."
     try:
         wrong = exercise.check(_watched(answer, exercise.seconds) if inspect.isroutine(answer) else answer)
     except _NotAttempted as blank:

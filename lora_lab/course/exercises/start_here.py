@@ -15,6 +15,8 @@ def _check_numbers(answer: Any) -> str | None:
     """Compare with 90, and recognise the usual slips."""
     if answer == numbers():
         return None
+    if isinstance(answer, str):
+        return f"{answer!r} is text, and a number is asked for. Leave out the quotation marks."
     reasons = {
         45: "that is one factor; there are two, 9 × 5 and 5 × 9.",
         81: "that is the table itself; the question is about its factors.",
@@ -36,6 +38,10 @@ def _check_trainable(answer: Function) -> str | None:
         if count == right:
             continue
         call = called(answer, in_features, out_features, rank)
+        if isinstance(count, tuple | list) and len(count) == 2:
+            return f"{call} gives {count}: one number is asked for. Add up what A has and what B has."
+        if isinstance(count, str):
+            return f"{call} gives {count!r}: that is text, and a number is asked for."
         if count == in_features * out_features:
             return f"{call} gives {count:,}: those are the frozen weights, not what trains."
         if count in (rank * in_features, rank * out_features):
@@ -53,8 +59,10 @@ def _check_rank_one(answer: Any) -> str | None:
     """Compare with 57,600, and recognise counts of a part."""
     if answer == rank_one():
         return None
+    if isinstance(answer, str):
+        return f"{answer!r} is text, and a number is asked for. Leave out the quotation marks."
     reasons = {
-        460_800: "that is rank 8, as in the table above.",
+        460_800: "that is rank 8, as in the table of section 4.",
         (576 + 576) + (576 + 192): "that is one layer of the 30.",
         30 * (576 + 576): "that is q_proj alone; v_proj is adapted too.",
         30 * (576 + 192): "that is v_proj alone; q_proj is adapted too.",
@@ -70,7 +78,7 @@ EXERCISES = (
         solution=numbers,
         check=_check_numbers,
         hints=("The factors are 9 × 5 and 5 × 9.", "At rank 1 it is 9 + 9. Each rank costs as much again."),
-        mistakes=((45, "one factor"), (81, "the table itself"), (18, "rank 1"), (25, "no part"), (50, "count cells")),
+        mistakes=((45, "one factor"), (81, "the table itself"), (18, "rank 1"), (25, "no part"), (50, "count cells"), ("90", "is text")),
         value=True,
     ),
     Exercise(
@@ -85,6 +93,8 @@ EXERCISES = (
             (lambda in_features, out_features, rank: in_features + out_features, "A is 8 × 576 and B is 576 × 8"),
             (lambda in_features, out_features, rank: 2 * rank * in_features, "A is 8 × 576 and B is 192 × 8"),
             (lambda in_features, out_features, rank: rank * in_features * out_features, "9,216"),
+            (lambda in_features, out_features, rank: (rank * in_features, out_features * rank), "Add up what A has"),
+            (lambda in_features, out_features, rank: f"{rank * (in_features + out_features)}", "that is text"),
         ),
     ),
     Exercise(
@@ -92,7 +102,7 @@ EXERCISES = (
         goal="how many parameters of SmolLM2-135M train at rank 1",
         solution=rank_one,
         check=_check_rank_one,
-        hints=("The table above says what one layer costs at rank 8.", "At rank 1 everything costs an eighth of that."),
+        hints=("The table of section 4 says what one layer costs at rank 8.", "At rank 1 everything costs an eighth of that."),
         mistakes=(
             (460_800, "that is rank 8"),
             (1_920, "one layer of the 30"),
@@ -100,6 +110,7 @@ EXERCISES = (
             (23_040, "v_proj alone"),
             (69_120, "not square"),
             (8, "in proportion to the rank"),
+            ("57,600", "is text"),
         ),
         value=True,
     ),
