@@ -23,6 +23,8 @@ def _check_adapter_parameters(answer: Function) -> str | None:
     }
     for what, (shapes, rank) in cases.items():
         right, got = adapter_parameters(shapes, rank), answer(list(shapes), rank)
+        if isinstance(got, str | list | tuple) or getattr(got, "shape", ()) != ():
+            return f"For {what} one number is asked for; yours is {got!r}."
         if got == right:
             continue
         if got == sum(out * width for out, width in shapes):
@@ -31,6 +33,10 @@ def _check_adapter_parameters(answer: Function) -> str | None:
             why = "That is the first layer alone: add up all of them."
         elif got == sum(out + width for out, width in shapes):
             why = "A has `rank` rows and B has `rank` columns: you count one of each."
+        elif got == right + sum(out * width for out, width in shapes):
+            why = "The weights themselves stay frozen: count A and B alone."
+        elif got == sum(rank * out * width for out, width in shapes):
+            why = "A and B are two matrices: add their sizes."
         elif got in (sum(rank * width for _, width in shapes), sum(rank * out for out, _ in shapes)):
             why = "That is one factor of each layer; LoRA trains two, A and B."
         else:
@@ -46,7 +52,10 @@ def answer_labels(tokens: list[int], answer_start: int) -> list[int]:
 
 def _check_answer_labels(answer: Function) -> str | None:
     for tokens, start in (([5, 6, 7, 8], 2), ([9, 2], 1), ([4, 4, 4, 2, 2, 2], 3)):
-        right, got = answer_labels(tokens, start), answer(list(tokens), start)
+        given = list(tokens)
+        right, got = answer_labels(tokens, start), answer(given, start)
+        if given != tokens:
+            return f"{called(answer, tokens, start)} changes the tokens, which the model has to read: copy first."
         if list(got) == right:
             continue
         call = f"For tokens {tokens} with answer_start={start} the labels are {right}, and you give {got}."
@@ -58,6 +67,12 @@ def _check_answer_labels(answer: Function) -> str | None:
             return f"{call} 0 is a token like any other; the loss leaves out −100 alone."
         if list(got) == [-100] * (start + 1) + tokens[start + 1 :]:
             return f"{call} The first token of the answer is missing; the shift by one happens inside the loss."
+        if list(got)[: len(right) - 1] == right[1:]:
+            return f"{call} Each label stands one place too early; the shift by one happens inside the loss."
+        if list(got) == tokens[:start] + [-100] * (len(tokens) - start):
+            return f"{call} That is the other way round: the answer counts, and not the prompt."
+        if list(got) == [100] * start + tokens[start:]:
+            return f"{call} The label that the loss leaves out is −100, with its minus."
         return call
     return None
 
@@ -72,7 +87,7 @@ def _check_merged(answer: Function) -> str | None:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    for (out_features, in_features, rank), alpha in (((3, 5, 2), 6.0), ((4, 4, 1), 2.0), ((6, 2, 2), 2.0)):
+    for (out_features, in_features, rank), alpha in (((3, 5, 2), 6.0), ((4, 4, 1), 2.0), ((6, 2, 2), 5.0)):
         W = torch.randn(out_features, in_features, generator=generator)
         A = torch.randn(rank, in_features, generator=generator)
         B = torch.randn(out_features, rank, generator=generator)
@@ -90,6 +105,10 @@ def _check_merged(answer: Function) -> str | None:
             (W + B @ A, "The scale is missing: the update is alpha / rank times B A."),
             (W + alpha * B @ A, "The scale is alpha / rank, and you use alpha alone."),
             (W + rank / alpha * B @ A, "The scale is alpha / rank; yours is upside down."),
+            (W + alpha / in_features * B @ A, "You divide by the number of inputs; the rank is the rows of A."),
+            (W + alpha / out_features * B @ A, "You divide by the number of outputs; the rank is the rows of A."),
+            (W + alpha / rank**0.5 * B @ A, "That is the scale of rsLoRA, alpha / √rank; here it is alpha / rank."),
+            (W + alpha // rank * B @ A, "`//` rounds alpha / rank down; a scale may have decimals."),
             (alpha / rank * B @ A, "That is the update alone: add it to the weight."),
             (W - alpha / rank * B @ A, "The update is added, and you take it away."),
         ):
@@ -97,6 +116,12 @@ def _check_merged(answer: Function) -> str | None:
                 return f"{call}, is off. {why}"
         return f"{call}, is off by up to {(got - right).abs().max().item():.3g}. It should be W + (alpha / rank) · B A."
     return None
+
+
+def _overwrite(tokens: list[int], answer_start: int) -> list[int]:
+    """Make the mistake of writing the labels over the tokens."""
+    tokens[:answer_start] = [-100] * answer_start
+    return tokens
 
 
 EXERCISES = (
@@ -115,6 +140,9 @@ EXERCISES = (
             (lambda shapes, rank: sum(rank * n for m, n in shapes), "one factor of each layer"),
             (lambda shapes, rank: rank * (shapes[0][0] + shapes[0][1]), "first layer alone"),
             (lambda shapes, rank: 2 * rank, "Each layer has an A"),
+            (lambda shapes, rank: sum(m * n + rank * (m + n) for m, n in shapes), "count A and B alone"),
+            (lambda shapes, rank: sum(rank * m * n for m, n in shapes), "add their sizes"),
+            (lambda shapes, rank: [rank * (m + n) for m, n in shapes], "one number is asked for"),
         ),
     ),
     Exercise(
@@ -131,6 +159,10 @@ EXERCISES = (
             (lambda tokens, start: tokens[start:], "one label for each token"),
             (lambda tokens, start: [0] * start + tokens[start:], "0 is a token like any other"),
             (lambda tokens, start: [-100] * (start + 1) + tokens[start + 1 :], "first token of the answer is missing"),
+            (lambda tokens, start: [-100] * (start - 1) + tokens[start:] + [-100], "one place too early"),
+            (lambda tokens, start: tokens[:start] + [-100] * (len(tokens) - start), "the other way round"),
+            (lambda tokens, start: [100] * start + tokens[start:], "with its minus"),
+            (_overwrite, "changes the tokens"),
         ),
     ),
     Exercise(
@@ -148,6 +180,10 @@ EXERCISES = (
             (lambda W, A, B, alpha: W + alpha / A.shape[0] * A @ B, "stopped with RuntimeError"),
             (lambda W, A, B, alpha: alpha / A.shape[0] * B @ A, "the update alone"),
             (lambda W, A, B, alpha: W.add_(alpha / A.shape[0] * B @ A), "changes the weight"),
+            (lambda W, A, B, alpha: W + alpha / A.shape[1] * B @ A, "the number of inputs"),
+            (lambda W, A, B, alpha: W + alpha / len(B) * B @ A, "the number of outputs"),
+            (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "the scale of rsLoRA"),
+            (lambda W, A, B, alpha: W + alpha // len(A) * B @ A, "rounds alpha / rank down"),
             (lambda W, A, B, alpha: W - alpha / A.shape[0] * B @ A, "take it away"),
         ),
     ),
