@@ -78,7 +78,14 @@ EXERCISES = (
         solution=numbers,
         check=_check_numbers,
         hints=("The factors are 9 × 5 and 5 × 9.", "At rank 1 it is 9 + 9. Each rank costs as much again."),
-        mistakes=((45, "one factor"), (81, "the table itself"), (18, "rank 1"), (25, "no part"), (50, "count cells"), ("90", "is text")),
+        mistakes=(
+            (45, "one factor"),
+            (81, "the table itself"),
+            (18, "rank 1"),
+            (25, "no part"),
+            (50, "count cells"),
+            ("90", "is text"),
+        ),
         value=True,
     ),
     Exercise(
@@ -102,7 +109,10 @@ EXERCISES = (
         goal="how many parameters of SmolLM2-135M train at rank 1",
         solution=rank_one,
         check=_check_rank_one,
-        hints=("The table of section 4 says what one layer costs at rank 8.", "At rank 1 everything costs an eighth of that."),
+        hints=(
+            "The table of section 4 says what one layer costs at rank 8.",
+            "At rank 1 everything costs an eighth of that.",
+        ),
         mistakes=(
             (460_800, "that is rank 8"),
             (1_920, "one layer of the 30"),
