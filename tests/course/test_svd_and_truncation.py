@@ -65,6 +65,7 @@ def signs_all_negative(U, Vt):
         ("02.energy", lambda W, share: float(choose_rank(W, energy=share))),
         ("02.error_from_tail", lambda s, rank: np.sqrt((s[rank:] ** 2).sum() / (s**2).sum())),
         ("02.error_from_tail", lambda s, rank: np.hypot.reduce(s[rank:]) / np.hypot.reduce(s)),
+        ("02.error_from_tail", lambda s, rank: np.linalg.norm(s[rank:], keepdims=True) / np.linalg.norm(s)),
         ("02.signs", signs_by_first_entry_that_is_not_zero),
         ("02.signs", signs_by_right_vectors),
         ("02.signs", signs_all_negative),

@@ -28,6 +28,11 @@ def _check_truncate(answer: Function) -> str | None:
     return None
 
 
+def number_of(result: Any) -> float:
+    """Give the number behind an answer: a number, or an array that holds one."""
+    return float(np.asarray(result, dtype=np.float64).reshape(()))
+
+
 def product_of(result: Any) -> np.ndarray:
     """Give the matrix behind an answer: an array, a LowRank, (left, right), or (U, s, Vt)."""
     if isinstance(result, tuple | list):
@@ -150,7 +155,7 @@ def _check_error_from_tail(answer: Function) -> str | None:
         ([1.0, 1e-9], 1),
     ):
         s = np.array(values)
-        got, right = float(answer(s.copy(), rank)), error_from_tail(s, rank)
+        got, right = number_of(answer(s.copy(), rank)), error_from_tail(s, rank)
         if not np.isclose(got, right, rtol=1e-6, atol=1e-15):
             what = f"{called(answer, s, rank)}, where s is {', '.join(f'{x:g}' for x in s)}, gives {got:.3g}"
             return f"{what}: {_wrong_tail(got, s, rank)}"
@@ -282,7 +287,7 @@ def _wrong_right(right: np.ndarray, W: np.ndarray, left: np.ndarray) -> str | No
     if np.allclose(right, wanted):
         return None
     if np.allclose(right, left.T @ W):
-        return "left.T @ W would be right if the columns of left were orthonormal. They are not."
+        return "left.T @ W would be right if the columns of left were perpendicular and of length 1. They are not."
     _, s, Vt = (part[: left.shape[1]] for part in np.linalg.svd(W, full_matrices=False))
     if any(np.allclose(np.abs(right), np.abs(Vt * s[:, None] ** power)) for power in (0, 0.5, 1)):
         return "those rows of Vt are the best partner of the SVD's own left, not of this one."
@@ -399,7 +404,7 @@ EXERCISES = (
             "np.linalg.lstsq(left, W) solves it for all columns of W at once; np.linalg.pinv does too.",
         ),
         mistakes=(
-            (lambda W, left: left.T @ W, "if the columns of left were orthonormal"),
+            (lambda W, left: left.T @ W, "if the columns of left were perpendicular"),
             (lambda W, left: best_right(W, left).T, "Turn it."),
             (lambda W, left: np.linalg.lstsq(left, W), "returns four things"),
             (lambda W, left: np.linalg.svd(W, full_matrices=False)[2][: left.shape[1]], "the SVD's own left"),
