@@ -53,6 +53,7 @@ def _median(beta):
     [
         ("03.energy_to_error", lambda energy: (1 - energy) ** 0.5),
         ("03.energy_to_error", lambda energy: np.array(np.sqrt(1 - energy))),
+        ("03.energy_to_error", lambda energy: np.sqrt(1 - np.array([energy]))),
         ("03.curve", by_hypot),
         ("03.curve", by_loop),
         ("03.curve", lambda s: rank_errors(np.diag(s))),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from lora_lab.course.exercises.framework import Exercise, Function, called
-from lora_lab.course.exercises.svd_and_truncation import product_of
+from lora_lab.course.exercises.svd_and_truncation import number_of, product_of
 from lora_lab.lowrank import LowRank, choose_rank, gallery, rank_errors
 
 
@@ -18,7 +18,7 @@ def error_of_energy(energy: float) -> float:
 def _check_error_of_energy(answer: Function) -> str | None:
     """Try five shares; a wrong result is compared with what the usual slips give."""
     for energy in (0.99, 0.9, 0.9999, 0.36, 1.0):
-        got, right = float(answer(energy)), float(error_of_energy(energy))
+        got, right = number_of(answer(energy)), float(error_of_energy(energy))
         if np.isclose(got, right, rtol=1e-9, atol=1e-12):
             continue
         what = f"{called(answer, energy)} gives {got:.6g}"
