@@ -75,6 +75,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     links.add_argument("address", nargs="?", metavar="OWNER/NAME", help="the repository on GitHub that has your copy")
     links.set_defaults(carry_out=_links)
 
+    release = commands.add_parser("release", help="make versions of the lessons for a class, and for nbgrader")
+    release.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="which lessons (default: every one)")
+    release.add_argument("--output", default="release", metavar="FOLDER", help="where they go (default: %(default)s)")
+    release.add_argument("--force", action="store_true", help="overwrite files that are there and differ")
+    release.set_defaults(carry_out=_release)
+
     experiment = commands.add_parser("experiment", help="run an experiment of the course and store what it measured")
     if arguments[:1] == ["experiment"]:
         _add_experiments(experiment)
@@ -164,6 +170,13 @@ def _links(options: argparse.Namespace) -> int:
     for lesson in links.lessons():
         print(lesson.name, links.colab(lesson, address), links.binder(lesson, address), sep="\n    ")
     return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    """Make the learners', the teacher's and nbgrader's version of lessons."""
+    from lora_lab.course.release import release
+
+    return release(options.notebooks, output=options.output, force=options.force)
 
 
 def _finetune(options: argparse.Namespace) -> int:

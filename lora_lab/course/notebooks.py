@@ -69,7 +69,7 @@ def run(
     """
     from lora_lab.course.pages import write_page
 
-    paths = [_find(name) for name in names] or notebooks()
+    paths = [find(name) for name in names] or notebooks()
     if not store:
         _make_folder(Path(output))
     for path in paths:
@@ -87,6 +87,24 @@ def run(
     if not store:
         print(f"Open {Path(output) / 'index.html'} in a browser to read the pages.")
     return 0
+
+
+def find(name: str | Path) -> Path:
+    """Give the notebook at a path, or the one in the course whose name begins so.
+
+    Raises:
+        FileNotFoundError: there is no such notebook.
+        ValueError: the beginning of a name fits several notebooks.
+    """
+    if (path := Path(name)).suffix == ".ipynb" and path.is_file():
+        return path.resolve()
+    course = notebooks()
+    found = [path for path in course if path.name.startswith(str(name))]
+    if len(found) > 1:
+        raise ValueError(f"{str(name)!r} begins {', '.join(path.stem for path in found)}: write more of the name")
+    if not found:
+        raise FileNotFoundError(f"no notebook {str(name)!r}; there are {', '.join(path.stem for path in course)}")
+    return found[0]
 
 
 def execute(path: Path, *, timeout: float = 1800) -> NotebookNode:
@@ -188,19 +206,6 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 def is_live(cell: NotebookNode) -> bool:
     """Tell whether the output of a cell may differ from run to run: it is tagged, so nbval leaves it alone."""
     return LIVE_TAG in cell.metadata.get("tags", [])
-
-
-def _find(name: str | Path) -> Path:
-    """Give the notebook at a path, or the one in the course whose name begins so."""
-    if (path := Path(name)).suffix == ".ipynb" and path.is_file():
-        return path.resolve()
-    course = notebooks()
-    found = [path for path in course if path.name.startswith(str(name))]
-    if len(found) > 1:
-        raise ValueError(f"{str(name)!r} begins {', '.join(path.stem for path in found)}: write more of the name")
-    if not found:
-        raise FileNotFoundError(f"no notebook {str(name)!r}; there are {', '.join(path.stem for path in course)}")
-    return found[0]
 
 
 def _make_folder(folder: Path) -> None:

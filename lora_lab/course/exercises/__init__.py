@@ -38,7 +38,9 @@ Add a module to this folder, named like the notebook without its number (``rank_
     )
 
 Where the answer is a value (a number, a matrix, a tuple), set ``value=True``: ``solution`` is then a function without
-arguments that returns it, and ``check`` gets the value itself.
+arguments that returns it, and ``check`` gets the value itself. An exercise is worth one point; set ``points`` where it
+is more. ``lora-lab release`` puts the source of the solution into a notebook, after the imports of your module that it
+needs; so it may use what your module imports, and nothing else that your module defines.
 
 What ``check`` of the framework does for you: an answer that is ``None`` or ``...``, or a function that returns either,
 is "not attempted yet"; an exception in the learner's function is reported with its type, its line and the call that met
@@ -47,6 +49,6 @@ arrays, for it may change them. The tests prove for every exercise that its solu
 attempted, and that each mistake fails with its own message.
 '''
 
-from lora_lab.course.exercises.framework import Exercise, check, exercises, hint, solution
+from lora_lab.course.exercises.framework import Exercise, NotPassed, check, exercises, grade, hint, solution
 
-__all__ = ["Exercise", "check", "exercises", "hint", "solution"]
+__all__ = ["Exercise", "NotPassed", "check", "exercises", "grade", "hint", "solution"]

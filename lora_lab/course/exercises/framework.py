@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import io
 import linecache
 import os
 import pkgutil
@@ -27,6 +28,14 @@ Function = Callable[..., Any]
 MEMORY = 2**32 + 2**28 * (os.cpu_count() or 1)
 
 
+class NotPassed(AssertionError):
+    """An answer that is marked is wrong or blank; the message says which, and why."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show in a notebook the verdict alone: where it was raised says nothing about the answer."""
+        return [str(self)]
+
+
 @dataclass(frozen=True)
 class Exercise:
     """One question of the course, its right answer, and the wrong ones worth an explanation.
@@ -40,6 +49,8 @@ class Exercise:
         mistakes: pairs of a wrong answer and a part of the message that it must get.
         value: the answer is a value, not a function.
         seconds: the time one call of the learner's function may take.
+        points: what it is worth where it is marked: 1 for a count or a formula, 2 where an idea must be chosen or a
+            special case minded, 3 for a method of several steps.
     """
 
     name: str
@@ -50,6 +61,7 @@ class Exercise:
     mistakes: tuple[tuple[Any, str], ...]
     value: bool = False
     seconds: float = 5.0
+    points: int = 1
 
     def right_answer(self) -> Any:
         """Give what a learner who knows would hand in."""
@@ -74,6 +86,27 @@ def check(name: str, answer: Any) -> None:
     print(f"{name}: {verdict}")
     if verdict == "passed":
         remember(name)
+
+
+def grade(name: str, answer: Any) -> None:
+    """Print that the answer passed, or raise what ``check`` would print: the verdict for whoever marks.
+
+    It is not remembered for ``lora-lab progress``. What the answer writes to standard error, such as NumPy's warnings,
+    is left out, because nbgrader takes it for a failure.
+
+    Args:
+        name: the exercise, such as ``"01.break_even"``.
+        answer: the function or value to mark.
+
+    Raises:
+        NotPassed: the answer is wrong or blank; the message is the verdict.
+        ValueError: there is no exercise of that name; the message lists the names nearest to it.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):
+        verdict = _verdict(_find(name), answer)
+    if verdict != "passed":
+        raise NotPassed(f"{name}: {verdict}")
+    print(f"{name}: passed")
 
 
 def hint(name: str) -> None:

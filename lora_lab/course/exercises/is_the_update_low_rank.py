@@ -173,6 +173,7 @@ def _check_similarity(answer: Function) -> str | None:
 EXERCISES = (
     Exercise(
         name="06.rank_of_update",
+        points=2,
         goal="a function of W, W_tuned and energy that returns the smallest rank that keeps this share of ΔW's energy",
         solution=rank_of_update,
         check=_check_rank,
@@ -200,6 +201,7 @@ EXERCISES = (
     ),
     Exercise(
         name="06.cut",
+        points=2,
         goal="a function of W, W_tuned and rank that returns the weight with the update cut to this rank",
         solution=cut_fine_tune,
         check=_check_cut,
@@ -241,6 +243,7 @@ EXERCISES = (
     ),
     Exercise(
         name="06.similarity",
+        points=2,
         goal="a function of A1, A2, i and j that returns the similarity of their top i and top j directions",
         solution=similarity,
         check=_check_similarity,

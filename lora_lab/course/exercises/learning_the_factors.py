@@ -212,6 +212,7 @@ def _pair(result: Any) -> list[np.ndarray]:
 EXERCISES = (
     Exercise(
         name="04.gradient",
+        points=2,
         goal="a function of W, left and right that returns the gradients by left and by right",
         solution=gradients,
         check=_check_gradients,
@@ -254,6 +255,7 @@ EXERCISES = (
     ),
     Exercise(
         name="04.als_step",
+        points=2,
         goal="a function of W and right that returns the best left",
         solution=best_left,
         check=_check_best_left,
@@ -274,6 +276,7 @@ EXERCISES = (
     ),
     Exercise(
         name="04.same_product",
+        points=2,
         goal="a function of left, right and other that returns G",
         solution=carry,
         check=_check_carry,
@@ -293,6 +296,7 @@ EXERCISES = (
     ),
     Exercise(
         name="04.start",
+        points=2,
         goal="a function of m, n, rank and rng that returns left and right",
         solution=start,
         check=_check_start,

@@ -199,6 +199,7 @@ EXERCISES = (
     ),
     Exercise(
         name="08.same_count",
+        points=2,
         goal="every choice of matrices and rank with the same number of parameters",
         solution=same_count,
         check=_check_same_count,
@@ -219,6 +220,7 @@ EXERCISES = (
     ),
     Exercise(
         name="08.judge",
+        points=2,
         goal="each way's test score, at the learning rate that validation chooses",
         solution=judged,
         check=_check_judged,

@@ -352,6 +352,7 @@ EXERCISES = (
     ),
     Exercise(
         name="05.forward",
+        points=2,
         goal="the output of a LoRA layer, by two thin products",
         solution=forward,
         check=_check_forward,
@@ -396,6 +397,7 @@ EXERCISES = (
     ),
     Exercise(
         name="05.start",
+        points=2,
         goal="lora_A and lora_B as a new layer starts with them",
         solution=start,
         check=_check_start,
@@ -422,6 +424,7 @@ EXERCISES = (
     ),
     Exercise(
         name="05.merge",
+        points=2,
         goal="the layer with its update in the weight, once",
         solution=merged_layer,
         check=_check_merge,

@@ -329,6 +329,7 @@ def _beside(first: Factors, second: Factors, in_A: Any, in_B: Any) -> Factors:
 EXERCISES = (
     Exercise(
         name="10.merge",
+        points=2,
         goal="a function of weight, lora_A, lora_B and scale that returns the merged weight in the type of the weight",
         solution=merge_once,
         check=_check_merge,
@@ -352,6 +353,7 @@ EXERCISES = (
     ),
     Exercise(
         name="10.mix",
+        points=2,
         goal="a pair, the A and the B of the mixture",
         solution=mix,
         check=_check_mix,
@@ -377,6 +379,7 @@ EXERCISES = (
     ),
     Exercise(
         name="10.rows",
+        points=3,
         goal="the outputs of a batch, each row with its own adapter",
         solution=serve,
         check=_check_serve,
@@ -400,6 +403,7 @@ EXERCISES = (
     ),
     Exercise(
         name="10.extract",
+        points=2,
         goal="a pair, the A and the B of the extracted adapter",
         solution=extract_factors,
         check=_check_extract,
@@ -427,6 +431,7 @@ EXERCISES = (
     ),
     Exercise(
         name="10.bytes",
+        points=2,
         goal="the number of bytes of a weight in 4 bits",
         solution=bytes_in_4_bits,
         check=_check_bytes,

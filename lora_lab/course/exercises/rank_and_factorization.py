@@ -231,6 +231,7 @@ EXERCISES = (
     ),
     Exercise(
         name="01.rank_of",
+        points=2,
         goal="a list of five ranks",
         value=True,
         solution=rank_of,
@@ -254,6 +255,7 @@ EXERCISES = (
     ),
     Exercise(
         name="01.outer",
+        points=2,
         goal="a function of W that returns left and right",
         solution=factors,
         check=_check_factors,
@@ -297,6 +299,7 @@ EXERCISES = (
     ),
     Exercise(
         name="01.repair",
+        points=3,
         goal="a function of W that returns the repaired matrix",
         solution=repair,
         check=_check_repair,

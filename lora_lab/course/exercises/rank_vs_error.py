@@ -237,6 +237,7 @@ EXERCISES = (
     ),
     Exercise(
         name="03.curve",
+        points=2,
         goal="a function of the singular values that returns the relative error of every rank",
         solution=errors,
         check=_check_errors,
@@ -265,6 +266,7 @@ EXERCISES = (
     ),
     Exercise(
         name="03.budget",
+        points=2,
         goal="a function of W and a number of bytes that returns the best factors that fit, in float32",
         solution=spend,
         check=_check_spend,
@@ -287,6 +289,7 @@ EXERCISES = (
     ),
     Exercise(
         name="03.denoise",
+        points=2,
         goal="a function of a noisy matrix that returns it with most of the noise gone",
         solution=denoise,
         check=_check_denoise,
@@ -306,6 +309,7 @@ EXERCISES = (
     ),
     Exercise(
         name="03.which_curve",
+        points=2,
         goal="a list of five letters",
         value=True,
         solution=which_curve,

@@ -298,6 +298,7 @@ def _wrong_right(right: np.ndarray, W: np.ndarray, left: np.ndarray) -> str | No
 EXERCISES = (
     Exercise(
         name="02.truncate",
+        points=2,
         goal="a function of W and rank that returns the closest matrix of that rank",
         solution=best,
         check=_check_truncate,
@@ -320,6 +321,7 @@ EXERCISES = (
     ),
     Exercise(
         name="02.energy",
+        points=2,
         goal="a function of W and share that returns the smallest rank that keeps this share of the energy",
         solution=rank_for,
         check=_check_energy,
@@ -371,6 +373,7 @@ EXERCISES = (
     ),
     Exercise(
         name="02.signs",
+        points=2,
         goal="a function of U and Vt that returns both with their signs fixed",
         solution=fix_signs,
         check=_check_signs,
@@ -396,6 +399,7 @@ EXERCISES = (
     ),
     Exercise(
         name="02.best_right",
+        points=2,
         goal="a function of W and left that returns the best right",
         solution=best_right,
         check=_check_best_right,

@@ -212,6 +212,7 @@ EXERCISES = (
     ),
     Exercise(
         name="07.best_point",
+        points=2,
         goal="the point of the subspace that comes nearest to a solution",
         solution=best_in_subspace,
         check=_check_best,
@@ -250,6 +251,7 @@ EXERCISES = (
     ),
     Exercise(
         name="07.d90",
+        points=2,
         goal="the smallest dimension from which on every draw reaches the threshold",
         solution=d90,
         check=_check_d90,
@@ -268,6 +270,7 @@ EXERCISES = (
     ),
     Exercise(
         name="07.verdict",
+        points=2,
         goal='"better", "worse" or "open"',
         solution=verdict,
         check=_check_verdict,
