@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import io
 import sys
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,16 +123,49 @@ def show(fig: Figure, alt: str) -> None:
         ValueError: ``alt`` is not a sentence: fewer than three words, or no full stop at its end.
     """
     from IPython.display import publish_display_data
-    from matplotlib.figure import Figure
 
-    if not isinstance(fig, Figure):
-        raise TypeError(f"fig takes a Matplotlib figure, got {type(fig).__name__}")
-    alt = _sentence(alt)
+    alt = _checked(fig, alt)
     publish_display_data(
         {"image/png": base64.b64encode(png_bytes(fig)).decode("ascii"), "text/plain": alt},
         {"image/png": {"alt": alt, "width": round(fig.get_figwidth() * SCREEN_DPI)}},
     )
-    if "matplotlib.pyplot" in sys.modules:  # a figure made by pyplot would be shown a second time
+    _close(fig)
+
+
+def image_html(fig: Figure, alt: str) -> str:
+    """Give a figure as one HTML image, with its sentence, in the size in which ``show`` displays it, and close it.
+
+    The picture is in the text itself, and its size is known before it is decoded, so nothing jumps when one image takes
+    the place of another.
+
+    Args:
+        fig: a Matplotlib figure.
+        alt: one or more sentences, as ``show`` takes them.
+
+    Raises:
+        TypeError: ``fig`` is no figure or ``alt`` no string.
+        ValueError: ``alt`` is not a sentence.
+    """
+    alt = _checked(fig, alt)
+    width, height = (round(inches * SCREEN_DPI) for inches in fig.get_size_inches())
+    source = f"data:image/png;base64,{base64.b64encode(png_bytes(fig)).decode('ascii')}"
+    _close(fig)
+    shape = f'width="{width}" height="{height}" style="max-width: 100%; height: auto" decoding="sync"'
+    return f'<img alt="{escape(alt)}" {shape} src="{source}">'
+
+
+def _checked(fig: Figure, alt: str) -> str:
+    """Give the sentence, or say that it is none or that ``fig`` is no figure."""
+    from matplotlib.figure import Figure
+
+    if not isinstance(fig, Figure):
+        raise TypeError(f"fig takes a Matplotlib figure, got {type(fig).__name__}")
+    return _sentence(alt)
+
+
+def _close(fig: Figure) -> None:
+    """Close a figure that was made by pyplot, which would show it a second time."""
+    if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close(fig)
 
 

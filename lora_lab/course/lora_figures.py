@@ -78,6 +78,23 @@ def gradients_figure(by_A: ArrayLike, by_B: ArrayLike) -> Figure:
     return fig
 
 
+def training_figure(curves: Mapping[str, ArrayLike]) -> Figure:
+    """Draw how the output of a layer comes nearer to what is wanted, one curve for each name; the first is in grey.
+
+    Args:
+        curves: For each name the distance (steps,) from what is wanted, as a share of the first; step 0 first. What is
+            above 1.2 leaves the figure.
+    """
+    fig, ax = canvas()
+    for i, (name, curve) in enumerate(curves.items()):
+        distance = np.asarray(curve)
+        look = {"color": COLOURS[i - 1], "linestyle": "--"} if i else {"color": GREY, "linestyle": "-", "linewidth": 4}
+        ax.plot(np.arange(len(distance)), distance, marker="", label=name, **look)
+    ax.set(xlabel="step", ylabel="distance from the wanted output", ylim=(0, 1.2), xlim=(0, None))
+    ax.legend(loc="upper right")
+    return fig
+
+
 def scaling_figure(ranks: ArrayLike, panels: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Draw what the first step gains against the rank, one panel for each optimizer, one line for each rule.
 

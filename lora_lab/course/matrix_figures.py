@@ -84,6 +84,8 @@ def tables_figure(tables: Mapping[str, ArrayLike]) -> Figure:
 def damage_figure(W: ArrayLike, approximation: ArrayLike) -> Figure:
     """Draw ``W - approximation`` entry by entry: where an approximation is too low (red) and too high (blue).
 
+    The colours go as far as the largest difference, but what is written as 0.00 everywhere stays white.
+
     Args:
         W: Matrix (m, n), small enough to read every entry.
         approximation: Matrix (m, n).
@@ -91,7 +93,7 @@ def damage_figure(W: ArrayLike, approximation: ArrayLike) -> Figure:
     damage = np.asarray(W) - np.asarray(approximation)
     m, n = damage.shape
     fig, ax = canvas(width=5.8, height=5.8 * m / n)
-    largest = np.abs(damage).max()
+    largest = max(np.abs(damage).max(), 0.005)
     _draw_grid(ax, damage, colours=DIVERGING, limits=(-largest, largest), text_size=8)
     for row in range(m):
         ax.text(-0.3, row + 0.5, str(row + 1), ha="right", va="center", color=GREY)

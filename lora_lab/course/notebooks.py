@@ -174,14 +174,23 @@ async def _execution(client: NotebookClient, kernel: Any) -> None:
 def normal_form(notebook: NotebookNode) -> NotebookNode:
     """Give the notebook without what would differ in the next run: timings, widgets, the version of Python.
 
-    It keeps the sources, the identifiers and tags of the cells, and the outputs that a page can show.
+    It keeps the sources, the identifiers and tags of the cells, and the outputs that a page can show. Of a widget it
+    keeps what the widget says of itself in Markdown, as the sliders of ``vary`` do, and nothing of any other.
     """
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET_TYPE not in output.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if _outlives_its_kernel(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET_TYPE, None)
     notebook.metadata = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE}
     return notebook
+
+
+def _outlives_its_kernel(output: NotebookNode) -> bool:
+    """Tell whether an output can be read where no kernel runs: it is no widget, or one that says so in Markdown."""
+    data = output.get("data", {})
+    return WIDGET_TYPE not in data or "text/markdown" in data
 
 
 def store_outputs(notebook: NotebookNode, path: Path) -> None:

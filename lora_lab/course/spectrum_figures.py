@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lora_lab.course.figures import BLACK, BLUE, GREY, VERMILLION, canvas, write_in_cell
+from lora_lab.lowrank import break_even_rank, parameter_count
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,6 +73,36 @@ def pictures_figure(rows: Mapping[str, Sequence[ArrayLike]], titles: Sequence[st
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for title, ax in zip(titles, axes[0], strict=True):
         ax.set_title(title, fontsize=10, loc="center", linespacing=1.4)
+    return fig
+
+
+def place_figure(picture: ArrayLike, errors: ArrayLike, rank: int) -> Figure:
+    """Draw a picture at one rank beside the error curve, with its place on it; what lies past break-even is shaded.
+
+    What the approximation puts below 0 is drawn as 0, and what it puts above 1 as 1.
+
+    Args:
+        picture: The best approximation (m, n) of that rank, grey, from 0 to 1.
+        errors: The relative errors of ranks 0, 1, 2, ..., min(m, n).
+        rank: Its rank, a place of ``errors``.
+    """
+    picture, errors = np.asarray(picture), np.asarray(errors)
+    m, n = picture.shape
+    count, end = parameter_count(m, n, rank), break_even_rank(m, n)
+    fig, (left, right) = canvas(1, 2, width=WIDTH, height=4.0, width_ratios=[n / m * 0.9, 1.3])
+    left.imshow(np.clip(picture, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+    left.set(xticks=[], yticks=[], title=f"rank {rank}")
+    left.grid(False)
+    left.spines[:].set_visible(False)
+    right.plot(errors, marker="", color=BLUE)
+    right.plot(rank, errors[rank], marker="o", markersize=11, color=VERMILLION, clip_on=False, zorder=3)
+    for place, style in ((rank, {"ymax": errors[rank] / 1.04}), (end, {})):
+        colour, dashes = (VERMILLION, ":") if style else (GREY, "--")
+        right.axvline(place, color=colour, linestyle=dashes, linewidth=1.3, **style)
+    right.axvspan(end, len(errors) - 1, color=GREY, alpha=0.15, linewidth=0)
+    right.text((end + len(errors)) / 2, 0.97, "no saving", ha="center", va="top", color=GREY)
+    right.set(xlim=(0, len(errors) - 1), ylim=(0, 1.04), xlabel="rank", ylabel="relative error")
+    right.set_title(f"{count / (m * n):.0%} of the numbers, {errors[rank]:.1%} lost")
     return fig
 
 

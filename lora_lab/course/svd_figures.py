@@ -1,4 +1,4 @@
-"""The figures of the SVD: a circle on its way to an ellipse, the three matrices by shape, layers, and rivals.
+"""The figures of the SVD: a circle on its way to an ellipse, the matrices by shape, layers and their sums, and rivals.
 
 Every function gives a Matplotlib figure in the house style, ready for ``show`` or ``savefig``.
 """
@@ -149,6 +149,39 @@ def layers_figure(W: ArrayLike, ranks: Sequence[int]) -> Figure:
         axes[1, column].imshow(partial, cmap="gray", vmin=W.min(), vmax=W.max(), interpolation="nearest")
         axes[1, column].set_title(_span(k), fontsize=10.5)
     for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+        ax.spines[:].set_visible(True)
+    return fig
+
+
+def sum_figure(W: ArrayLike, rank: int) -> Figure:
+    """Draw a picture at one rank: the last layer that is kept, the sum of all that are, and what is still missing.
+
+    The layer is light where it adds, dark where it takes away, as in ``layers_figure``. What is missing is drawn on one
+    scale at every rank, from minus the largest entry of W (dark) to plus that (light), so that it fades as the rank
+    grows.
+
+    Args:
+        W: Matrix (m, n), a picture.
+        rank: How many layers are kept, 1 ≤ rank ≤ min(m, n).
+    """
+    W = np.asarray(W, dtype=np.float64)
+    U, s, Vt = truncated_svd(W, rank)
+    layer, kept = s[-1] * np.outer(U[:, -1], Vt[-1]), U * s @ Vt
+    missing = np.linalg.norm(W - kept) / np.linalg.norm(W)
+    height = WIDTH / 3 * W.shape[0] / W.shape[1]
+    fig, axes = canvas(1, 3, width=WIDTH, height=height + 0.45)
+    for ax, picture, title, limit in (
+        (axes[0], layer, f"layer {rank}: {_percent(s[-1] ** 2 / np.sum(W**2))} of the energy", np.abs(layer).max()),
+        (axes[1], kept, _span(rank), None),
+        (axes[2], W - kept, f"missing: an error of {_percent(missing)}", np.abs(W).max()),
+    ):
+        colours = {"cmap": "gray", "vmin": W.min(), "vmax": W.max()}
+        if limit is not None:
+            colours = {"cmap": SEQUENTIAL, "vmin": -limit, "vmax": limit}
+        ax.imshow(picture, interpolation="nearest", **colours)
+        ax.set_title(title, fontsize=10.5)
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
         ax.spines[:].set_visible(True)
