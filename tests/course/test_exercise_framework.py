@@ -77,6 +77,17 @@ def test_blanks_are_not_attempted(said, blank, words):
     assert said(blank) == words
 
 
+def test_none_after_an_answer_is_no_blank(monkeypatch, capsys):
+    once = Exercise("77.twice", "a function", max, lambda answer: answer(1) and answer(2), (), ())
+    monkeypatch.setattr(framework, "exercises", lambda: {"77.twice": once})
+
+    def one_case(n):
+        return n if n == 1 else None
+
+    framework.check("77.twice", one_case)
+    assert "not yet. one_case(2) returns None, and for other arguments it did not." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("answer", [0, False, "", (), [], np.array(None)])
 def test_an_empty_value_is_an_answer(said, answer):
     assert said(answer).startswith("not yet. ")

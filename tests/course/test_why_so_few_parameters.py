@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from lora_lab.course import check
 from lora_lab.course.exercises.why_so_few_parameters import (
@@ -57,6 +58,7 @@ def verdict_by_signs(ours, theirs):
         ("07.best_point", best_by_descent),
         ("07.threshold", lambda full, guessing, share: share * full + (1 - share) * guessing),
         ("07.threshold", lambda f, g, s: np.interp(s, [0, 1], [g, f])),
+        ("07.threshold", lambda f, g, s: torch.tensor(g + s * (f - g))),  # float32
         ("07.d90", d90_by_search),
         ("07.verdict", verdict_by_signs),
     ],

@@ -199,8 +199,11 @@ def _is_blank(answer: Any) -> bool:
 def _watched(function: Function, seconds: float) -> Function:
     """Wrap the learner's function: its blanks, errors and endless loops become words."""
 
+    answered = False
+
     @functools.wraps(function)
     def watched(*arguments: Any, **options: Any) -> Any:
+        nonlocal answered
         try:
             result = _within(seconds, function, *arguments, **options)
         except NotImplementedError:
@@ -212,10 +215,13 @@ def _watched(function: Function, seconds: float) -> Function:
             large = " Does it make something far larger than the answer?" if isinstance(error, MemoryError) else ""
             told = f"{called(function, *arguments)} stopped with {_describe(error, function)}"
             raise _Stopped(f"{told}.{large}" if large else told) from None
+        if result is None and answered:
+            raise _Stopped(f"{called(function, *arguments)} returns None, and for other arguments it did not.")
         if result is None:
             raise _NotAttempted(f": {_name_of(function)} returns None; is a return missing at its end?")
         if _is_blank(result):
             raise _NotAttempted
+        answered = True
         return result
 
     return watched

@@ -37,17 +37,19 @@ def _check_conditions(answer: Function) -> str | None:
     ):
         right, got = smallest_dimension(C), answer(C.copy())
         rows, columns = C.shape
+        if isinstance(got, str):
+            return f"For {what} you give {got!r}, a text. A dimension is a number: return it without str and quotes."
         if got == right and float(got).is_integer():
             continue
         if got == columns - right:
-            return f"for {what} you give {got}: that is how many directions are free. Asked is how many must be met."
+            return f"For {what} you give {got}: that is how many directions are free. Asked is how many must be met."
         if got == right + 1:
-            return f"for {what} you give {got}. With d = {right} there are {right} unknowns for {right} conditions."
+            return f"For {what} you give {got}. With d = {right} there are {right} unknowns for {right} conditions."
         if got == columns:
-            return f"for {what} you give {got}, all of them. How many numbers does it take to meet the conditions?"
+            return f"For {what} you give {got}, all of them. How many numbers does it take to meet the conditions?"
         if got == rows:
-            return f"for {what} you give {got}: a condition that follows from others costs nothing. What counts?"
-        return f"for {what} you give {got!r}. One number can meet one condition that does not follow from the others."
+            return f"For {what} you give {got}: a condition that follows from others costs nothing. What counts?"
+        return f"For {what} you give {got!r}. One number can meet one condition that does not follow from the others."
     return None
 
 
@@ -94,17 +96,18 @@ def _check_threshold(answer: Function) -> str | None:
     """Compare for three tasks; thresholds that forget where the way begins are recognised."""
     for full, guessing, share in ((0.8, 0.5, 0.9), (0.95, 0.1, 0.9), (0.7, 0.6, 0.5)):
         right, got = threshold(full, guessing, share), answer(full, guessing, share)
-        if math.isclose(got, right, abs_tol=1e-9):
+        if math.isclose(got, right, abs_tol=1e-6):  # near enough for float32
             continue
-        what = f"{called(answer, full, guessing, share)} gives {got:.4g}"
+        what = f"{called(answer, full, guessing, share)} gives {float(got):.4g}"
         for wrong, reason in (
             (share * full, "that is a share of the score. With guessing at 0.5, half of such a share is a gift."),
             (share * (full - guessing), "that is the length of the way. It begins at the score of guessing."),
             (full - share * (full - guessing), "you walk from the full score down. Begin at guessing, and go up."),
             (guessing + share * full, "the way is full − guessing long, not full."),
             (guessing + 0.9 * (full - guessing), "your share is always 0.9. It is the third argument."),
+            (100 * right, "a score lies between 0 and 1 here, so leave out the factor of 100."),
         ):
-            if math.isclose(got, wrong, abs_tol=1e-9):
+            if math.isclose(got, wrong, abs_tol=1e-6):
                 return f"{what}: {reason}"
         return f"{what}. Begin at {guessing}, and go {share:.0%} of the way to {full}."
     return None
@@ -121,17 +124,19 @@ def d90(scores: Mapping[int, Sequence[float]], threshold: float) -> float:
 
 
 def _check_d90(answer: Function) -> str | None:
-    """Try a clean rise, a mean that hides a draw, a score that falls back, a disordered dict, and one never reached."""
+    """Try a clean rise, a mean that hides a draw, a score that falls back, disorder, and all or none reached."""
     for scores, why in (
         ({10: [0.6, 0.62], 100: [0.8, 0.82], 1000: [0.9, 0.9]}, "100 is the first that reaches it"),
         ({10: [0.79, 0.9], 100: [0.81, 0.85]}, "at 10 the mean is above the threshold, and one of the draws is not"),
         ({10: [0.85, 0.85], 32: [0.7, 0.9], 100: [0.9, 0.9]}, "10 reaches it, 32 does not, so 10 was luck"),
         ({1000: [0.9], 10: [0.5], 100: [0.8]}, "the keys need not be in order, and reaching means ≥"),
+        ({100: [0.8], 1000: [0.9], 10: [0.5]}, "the keys need not be in order, and 100 is the first that reaches it"),
+        ({10: [0.8, 0.9], 100: [0.9, 0.9]}, "every dimension reaches it, so the smallest is the answer"),
         ({10: [0.5, 0.6], 100: [0.7, 0.79]}, "no dimension reaches it, so the answer is math.inf"),
     ):
         right, got = d90(scores, 0.8), answer({d: list(some) for d, some in scores.items()}, 0.8)
         if got != right:
-            return f"for the scores {scores} and the threshold 0.8 you give {got!r}: {why}."
+            return f"For the scores {scores} and the threshold 0.8 you give {got!r}: {why}."
     return None
 
 
@@ -150,11 +155,12 @@ def _check_verdict(answer: Function) -> str | None:
         ({0: 0.6, 1: 0.7, 2: 0.8}, {0: 0.62, 1: 0.73, 2: 0.81}, "every seed says worse"),
         ({0: 0.9, 1: 0.7, 2: 0.7}, {0: 0.6, 1: 0.71, 2: 0.71}, "the mean is better by one seed alone; two say worse"),
         ({0: 0.7, 1: 0.8}, {0: 0.7, 1: 0.7}, "one of the two seeds is a tie"),
+        ({0: 0.7, 1: 0.7}, {0: 0.7, 1: 0.8}, "one of the two seeds is a tie"),
         ({0: 0.7, 1: 0.8}, {1: 0.79, 0: 0.69}, "seed 0 belongs to seed 0, in whatever order the seeds stand"),
     ):
         right, got = verdict(ours, theirs), answer(dict(ours), dict(theirs))
         if got != right:
-            return f"for {ours} against {theirs} you say {got!r}, and {right!r} is right: {why}."
+            return f"For {ours} against {theirs} you say {got!r}, and {right!r} is right: {why}."
     return None
 
 
@@ -191,10 +197,38 @@ def _by_ties(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
     return "better" if all(ours[seed] >= theirs[seed] for seed in ours) else verdict(ours, theirs)
 
 
+def _by_wins(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Make the mistake of saying "worse" wherever no seed is better."""
+    won = [ours[seed] > theirs[seed] for seed in ours]
+    return "better" if all(won) else "open" if any(won) else "worse"
+
+
+def _from_the_last(scores: Mapping[int, Sequence[float]], threshold: float) -> float:
+    """Make the mistake of going through the dict from its end, as if it were in order."""
+    found = math.inf
+    for dimension in reversed(list(scores)):
+        if min(scores[dimension]) < threshold:
+            break
+        found = dimension
+    return found
+
+
+def _or_nothing(scores: Mapping[int, Sequence[float]], threshold: float) -> float | None:
+    """Make the mistake of returning None where there is no such dimension."""
+    found = d90(scores, threshold)
+    return None if found == math.inf else found
+
+
+def _above_the_last_failure(scores: Mapping[int, Sequence[float]], threshold: float) -> float:
+    """Make the mistake of taking for granted that some dimension fails."""
+    last = max((d for d in scores if min(scores[d]) < threshold), default=math.inf)
+    return min((d for d in scores if d > last), default=math.inf)
+
+
 EXERCISES = (
     Exercise(
         name="07.conditions",
-        goal="the smallest dimension at which a random subspace holds a solution",
+        goal="a function of C that returns the smallest dimension at which a random subspace holds a solution",
         solution=smallest_dimension,
         check=_check_conditions,
         hints=(
@@ -208,12 +242,13 @@ EXERCISES = (
             (lambda C: C.shape[1] - np.linalg.matrix_rank(C), "how many directions are free"),
             (lambda C: np.linalg.matrix_rank(C) + 1, "3 unknowns for 3 conditions"),
             (lambda C: 1, "One number can meet one condition"),
+            (lambda C: str(np.linalg.matrix_rank(C)), "a text"),
         ),
     ),
     Exercise(
         name="07.best_point",
         points=2,
-        goal="the point of the subspace that comes nearest to a solution",
+        goal="a function of C, b, theta0 and P that returns the point of the subspace nearest to a solution",
         solution=best_in_subspace,
         check=_check_best,
         hints=(
@@ -233,7 +268,7 @@ EXERCISES = (
     ),
     Exercise(
         name="07.threshold",
-        goal="the score that counts as solved",
+        goal="a function of full, guessing and share that returns the score that counts as solved",
         solution=threshold,
         check=_check_threshold,
         hints=(
@@ -246,13 +281,14 @@ EXERCISES = (
             (lambda full, guessing, share: full - share * (full - guessing), "from the full score down"),
             (lambda full, guessing, share: guessing + share * full, "not full"),
             (lambda full, guessing, share: guessing + 0.9 * (full - guessing), "your share is always 0.9"),
+            (lambda full, guessing, share: 100 * threshold(full, guessing, share), "between 0 and 1"),
             (lambda full, guessing, share: guessing, "go 90% of the way"),
         ),
     ),
     Exercise(
         name="07.d90",
         points=2,
-        goal="the smallest dimension from which on every draw reaches the threshold",
+        goal="a function of scores and threshold that returns a dimension, from which on every draw reaches it",
         solution=d90,
         check=_check_d90,
         hints=(
@@ -266,12 +302,15 @@ EXERCISES = (
             (lambda scores, t: _first(scores, lambda some: min(some) >= t), "so 10 was luck"),
             (lambda scores, t: max((d for d in scores if min(scores[d]) < t), default=0), "100 is the first"),
             (lambda scores, t: max(scores), "100 is the first that reaches it"),
+            (_from_the_last, "need not be in order"),
+            (_above_the_last_failure, "every dimension reaches it"),
+            (_or_nothing, "for other arguments it did not"),
         ),
     ),
     Exercise(
         name="07.verdict",
         points=2,
-        goal='"better", "worse" or "open"',
+        goal='a function of ours and theirs that returns "better", "worse" or "open"',
         solution=verdict,
         check=_check_verdict,
         hints=(
@@ -283,6 +322,7 @@ EXERCISES = (
             (_by_ranges, "though the scores overlap"),
             (_by_order, "seed 0 belongs to seed 0"),
             (_by_ties, "is a tie"),
+            (_by_wins, "is a tie"),
             (lambda ours, theirs: "better" if all(ours[s] > theirs[s] for s in ours) else "worse", "two say worse"),
             (lambda ours, theirs: "open", "every seed says better"),
         ),
