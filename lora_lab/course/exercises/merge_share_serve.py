@@ -160,11 +160,16 @@ def _check_serve(answer: Function) -> str | None:
     for names in (["sql", "json", "sql"], ["json", None, "sql"]):
         x = torch.randn(3, 5, 6, generator=generator)
         copies = {name: (A.clone(), B.clone()) for name, (A, B) in adapters.items()}
-        got = answer(x.clone(), W.clone(), copies, list(names))
+        weight = W.clone()
+        got = answer(x.clone(), weight, copies, list(names))
         right = serve(x.clone(), W, adapters, list(names))
         call = f"For the rows {names}"
+        if not torch.equal(weight, W):
+            return f"{call} the weight was changed, which all rows and all batches share. Leave it as it is."
+        if isinstance(got, list):
+            return f"{call} one tensor of (3, 5, 4) is asked for; torch.stack makes one of a list of rows."
         if not isinstance(got, torch.Tensor) or got.shape != right.shape:
-            return f"{call} y must be (3, 5, 4), rows, tokens and outputs; yours is {_kind(got)}."
+            return f"{call} y must be a tensor of (3, 5, 4), rows, tokens and outputs; yours is {_kind(got)}."
         close = [torch.allclose(got[row], right[row], atol=1e-4) for row in range(3)]
         if all(close):
             continue
@@ -236,6 +241,13 @@ def _wrong_extraction(got: np.ndarray, before: np.ndarray, after: np.ndarray, ra
     ):
         if np.allclose(got, wrong, atol=1e-8):
             return why
+    if len(s) == Vt.shape[1]:  # Vt is square, so that its columns fit too
+        for wrong, why in (
+            (U[:, :rank] * s[:rank] @ Vt.T[:rank], "A is made of rows of Vt, and you took its columns."),
+            (U[:, :rank] @ (Vt * s)[:rank], "each singular value goes to a row of Vt, and yours went to its columns."),
+        ):
+            if np.allclose(got, wrong, atol=1e-8):
+                return why
     error, least = (np.linalg.norm(delta - matrix) / np.linalg.norm(delta) for matrix in (got, best))
     return f"B A misses the change by {error:.3f}, and rank {rank} can do with {least:.3f}."
 
@@ -265,14 +277,15 @@ def _wrong_bytes(got: float, numbers: int, block: int, right: int) -> str:
         (4 * numbers, "4 bits are half a byte. 4 bytes a number is float32."),
         (4 * numbers + 4 * blocks, "4 bits are half a byte. 4 bytes a number is float32."),
         (2 * numbers, "2 bytes a number is bfloat16. 4 bits are half a byte."),
-        (8 * right, "that is the number of bits."),
-        (numbers / 2, "the scales are missing: one for each block."),
-        (-(-numbers // 2), "the scales are missing: one for each block."),
-        (numbers + 4 * blocks, "two codes share a byte."),
-        (numbers / 2 + 2 * blocks, "a scale is a float32: 4 bytes."),
-        (numbers / 2 + blocks / 2, "the scales are not in 4 bits: each is a float32."),
-        (numbers / 2 + blocks, "a scale is a float32: 4 bytes."),
-        (numbers / 2 + 4, "each block has a scale of its own."),
+        (8 * right, "That is the number of bits."),
+        (numbers / 2, "The scales are missing: one for each block."),
+        (-(-numbers // 2), "The scales are missing: one for each block."),
+        (numbers + 4 * blocks, "Two codes share a byte."),
+        (numbers / 2 + 2 * blocks, "A scale is a float32: 4 bytes."),
+        (numbers / 2 + blocks / 2, "The scales are not in 4 bits: each is a float32."),
+        (numbers / 2 + blocks, "A scale is a float32: 4 bytes."),
+        (blocks * block / 2 + 4 * blocks, "The last block is not filled up: only numbers that are there have a code."),
+        (numbers / 2 + 4, "Each block has a scale of its own."),
     ):
         if got == wrong:
             return why
@@ -303,6 +316,18 @@ def _by_svd(matrix: np.ndarray, rank: int, in_A: Any, in_B: Any) -> tuple[np.nda
     return in_A(s[:rank])[:, None] * Vt[:rank], U[:, :rank] * in_B(s[:rank])
 
 
+def _by_columns(before: np.ndarray, after: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make the mistake of taking Vt for V."""
+    U, s, V = np.linalg.svd(after - before, full_matrices=False)
+    return V[:, :rank].T, U[:, :rank] * s[:rank]
+
+
+def _values_to_columns(before: np.ndarray, after: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make the mistake of multiplying the columns of Vt by the singular values."""
+    U, s, Vt = np.linalg.svd(after - before, full_matrices=False)
+    return (s * Vt)[:rank], U[:, :rank]
+
+
 def _sum_of_factors(first: Factors, second: Factors, share: float) -> Factors:
     """Make the mistake of mixing the factors one by one."""
     return tuple(share * one + (1 - share) * other for one, other in zip(first, second, strict=True))  # type: ignore[return-value]
@@ -311,6 +336,15 @@ def _sum_of_factors(first: Factors, second: Factors, share: float) -> Factors:
 def _serve_all(x: Tensor, weight: Tensor, adapters: dict[str, Factors], names: list[str | None]) -> Tensor:
     """Make the mistake of adding every adapter to every row."""
     return x @ weight.T + sum(x @ A.T @ B.T for A, B in adapters.values())
+
+
+def _serve_by_changing(x: Tensor, weight: Tensor, adapters: dict[str, Factors], names: list[str | None]) -> Tensor:
+    """Make the mistake of adding the updates to the weight that all rows share."""
+    for name in names:
+        if name is not None:
+            A, B = adapters[name]
+            weight += B @ A
+    return x @ weight.T
 
 
 def _serve_with(x: Tensor, weight: Tensor, factors: Factors) -> Tensor:
@@ -395,6 +429,8 @@ EXERCISES = (
             (lambda x, W, adapters, names: x @ W.T, "Its adapter is missing"),
             (lambda x, W, adapters, names: serve(x, 0 * W, adapters, names), "The base counts for every row"),
             (lambda x, W, adapters, names: serve(x, W, adapters, names)[0], "yours is Tensor of (5, 4)"),
+            (lambda x, W, adapters, names: list(serve(x, W, adapters, names)), "torch.stack makes one"),
+            (_serve_by_changing, "the weight was changed"),
             (
                 lambda x, W, adapters, names: serve(x, W, adapters, [name or "sql" for name in names]),
                 "it belongs to 'the base alone'",
@@ -419,6 +455,8 @@ EXERCISES = (
             (lambda before, after, rank: _by_svd(after - before, rank, np.copy, np.copy), "that squares them"),
             (lambda before, after, rank: _by_svd(after - before, rank, np.ones_like, np.sqrt), "√s in one"),
             (lambda before, after, rank: extract_factors(before, after, rank)[::-1], "Did you swap them?"),
+            (_by_columns, "you took its columns"),
+            (_values_to_columns, "yours went to its columns"),
             (
                 lambda before, after, rank: (
                     extract_factors(0 * after, after, rank)[0] - extract_factors(0 * after, before, rank)[0],
@@ -443,11 +481,12 @@ EXERCISES = (
         ),
         mistakes=(
             (lambda numbers, block: 4 * numbers, "4 bytes a number is float32"),
-            (lambda numbers, block: numbers // 2, "the scales are missing"),
-            (lambda numbers, block: numbers + 4 * -(-numbers // block), "two codes share a byte"),
+            (lambda numbers, block: numbers // 2, "The scales are missing"),
+            (lambda numbers, block: numbers + 4 * -(-numbers // block), "Two codes share a byte"),
             (lambda numbers, block: 8 * bytes_in_4_bits(numbers, block), "the number of bits"),
-            (lambda numbers, block: numbers // 2 + 2 * (numbers // block), "a scale is a float32"),
+            (lambda numbers, block: numbers // 2 + 2 * (numbers // block), "A scale is a float32"),
             (lambda numbers, block: numbers // 2 + 4, "a scale of its own"),
+            (lambda numbers, block: -(-numbers // block) * (block // 2 + 4), "not filled up"),
             (lambda numbers, block: numbers // 2 + 4 * (numbers // block), "count as whole ones"),
             (lambda numbers, block: 4.5 / 8 * numbers, "Half a byte for each number"),
             (lambda numbers, block: "half", "must give a number of bytes"),
