@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lora_lab.course import check
 from lora_lab.course.exercises.lora_from_scratch import affordable_rank, forward, merged_layer, start, update
 from lora_lab.lora import LoRAConfig, LoRALinear, account, attach, initial_lora_A, lora_delta, merge
+from lora_lab.lowrank import parameter_count
 
 
 def update_by_layers(lora_A, lora_B, alpha):
@@ -42,6 +43,13 @@ def budget_by_loop(shapes, budget):
     return rank
 
 
+def budget_by_counting(shapes, budget):
+    rank = 0
+    while sum(parameter_count(m, n, rank + 1) for m, n in shapes) <= budget:
+        rank += 1
+    return rank
+
+
 def start_by_kaiming(out_features, in_features, rank, generator):
     bound = 1 / math.sqrt(in_features)  # a uniform law of deviation 0.58/√inputs
     return [
@@ -69,6 +77,11 @@ def merged_in_float64(layer):
     return dict(layer)
 
 
+def merged_by_a_number(layer):
+    delta = 0.0 if layer["merged"] else lora_delta(layer["lora_A"], layer["lora_B"], layer["scale"])
+    return {**layer, "weight": layer["weight"] + delta, "merged": 1}
+
+
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
@@ -82,12 +95,14 @@ def merged_in_float64(layer):
         ("05.forward", lambda x, W, A, B, scale: F.linear(x, W) + (scale * x) @ A.T @ B.T),
         ("05.forward", lambda x, W, A, B, scale: (W @ x.T + scale * (B @ (A @ x.T))).T),
         ("05.budget", budget_by_loop),
+        ("05.budget", budget_by_counting),
         ("05.budget", lambda shapes, budget: int(budget / sum(map(sum, shapes)))),
         ("05.start", start_by_kaiming),
         ("05.start", start_as_parameters),
         ("05.start", lambda m, n, r, g: (initial_lora_A(r, n, generator=g), torch.zeros(m, r))),
         ("05.merge", merged_in_the_same_dict),
         ("05.merge", merged_in_float64),
+        ("05.merge", merged_by_a_number),
     ],
 )
 def test_right_answers_pass_however_they_are_written(name, answer, capsys):

@@ -101,10 +101,13 @@ def _check_highest(answer: Function) -> str | None:
         (256, 784, 32, 160),
         (10, 128, 1, 50),
         (784, 10, 2, 3),
+        (784, 10, 4, 10),
         (300, 200, 25, 8),
     ):
         right, got = highest_rank(m, n, b, steps), answer(m, n, b, steps)
         what = called(answer, m, n, b, steps)
+        if isinstance(got, str) or np.ndim(got) != 0 or int(got) != got:
+            return f"{what} gives {got!r}: a rank is a whole number."
         if got == right:
             continue
         for wrong, reason in (
@@ -128,6 +131,12 @@ def similarity(A1: np.ndarray, A2: np.ndarray, i: int, j: int) -> float:
     V1 = np.linalg.svd(A1, full_matrices=False)[2][:i]  # (i, n)
     V2 = np.linalg.svd(A2, full_matrices=False)[2][:j]  # (j, n)
     return float(np.sum((V1 @ V2.T) ** 2) / min(i, j))
+
+
+def _largest_cosine(A1: np.ndarray, A2: np.ndarray, i: int, j: int) -> float:
+    """Give the cosine of the smallest angle between the top i directions of A1 and the top j of A2."""
+    V1, V2 = (np.linalg.svd(A, full_matrices=False)[2] for A in (A1, A2))
+    return float(np.linalg.norm(V1[:i] @ V2[:j].T, 2))
 
 
 def _check_similarity(answer: Function) -> str | None:
@@ -157,6 +166,18 @@ def _check_similarity(answer: Function) -> str | None:
             (total / (i * j), "you divide by i · j. What can be shared is min(i, j)."),
             (np.sum(np.abs(cosines)) / min(i, j), "the cosines are to be squared."),
             (np.sqrt(total) / min(i, j), "that is the norm. Its square is meant."),
+            (
+                np.linalg.norm(cosines, 2) ** 2 / min(i, j),
+                "that is the spectral norm, the largest direction alone. The norm of Frobenius adds up all.",
+            ),
+            (
+                similarity(A1, A2, i + 1, j + 1),
+                "that is φ(i + 1, j + 1). An index counts from 0, and i counts directions from 1.",
+            ),
+            (
+                similarity(A1[:i], A2[:j], i, j),
+                "that is what the first rows of A span. The top directions of A are those of its SVD.",
+            ),
             (np.sum(cosines) ** 2 / min(i, j), "square each cosine, and then add up."),
             (np.sum((A1[:i] @ A2[:j].T) ** 2) / min(i, j), "those are the rows of A, not its singular vectors."),
             (
@@ -166,7 +187,7 @@ def _check_similarity(answer: Function) -> str | None:
         ):
             if np.isclose(result, wrong):
                 return f"{what} gives {result:.3f}: {reason} It should be {right:.3f}."
-        return f"{what} gives {result:.3f}, and it should be {right:.3f}. Begin with the rows of Vt."
+        return f"{what} gives {result:.3f}, and it should be {right:.3f}. V₁ᵢ holds the first i rows of Vt."
     return None
 
 
@@ -234,6 +255,9 @@ EXERCISES = (
             (lambda m, n, batch_size, steps: min(m, n), "that is the limit of the shape"),
             (lambda m, n, batch_size, steps: batch_size * steps, "has a rank above 256"),
             (lambda m, n, batch_size, steps: min(m, n, batch_size), "that is the limit of one step"),
+            (lambda m, n, batch_size, steps: min(m, batch_size * steps), "no 784 × 10 matrix has a rank above 10"),
+            (lambda m, n, batch_size, steps: min(n, batch_size * steps), "no 256 × 784 matrix has a rank above 256"),
+            (lambda m, n, batch_size, steps: str(min(m, n, batch_size * steps)), "a rank is a whole number"),
             (lambda m, n, batch_size, steps: min(m, n, steps), "one direction a step"),
             (lambda m, n, batch_size, steps: min(m, n, batch_size + steps), "a product, not a sum"),
             (lambda m, n, batch_size, steps: max(m, n, batch_size * steps), "the SMALLEST of the limits"),
@@ -259,7 +283,10 @@ EXERCISES = (
             (lambda A1, A2, i, j: np.sqrt(similarity(A1, A2, i, j) / min(i, j)), "that is the norm"),
             (lambda A1, A2, i, j: np.sum((A1[:i] @ A2[:j].T) ** 2) / min(i, j), "not its singular vectors"),
             (lambda A1, A2, i, j: np.ones((i, j)), "one number is asked for"),
-            (lambda A1, A2, i, j: max(i, j) / A1.shape[1], "Begin with the rows of Vt"),
+            (lambda A1, A2, i, j: max(i, j) / A1.shape[1], "holds the first i rows of Vt"),
+            (lambda A1, A2, i, j: similarity(A1, A2, i + 1, j + 1), "that is φ(i + 1, j + 1)"),
+            (lambda A1, A2, i, j: similarity(A1[:i], A2[:j], i, j), "the first rows of A span"),
+            (lambda A1, A2, i, j: _largest_cosine(A1, A2, i, j) ** 2 / min(i, j), "the spectral norm"),
         ),
     ),
 )

@@ -184,6 +184,8 @@ def _check_degrees_of_freedom(answer: Function) -> str | None:
         count, right = answer(m, n, rank), degrees_of_freedom(m, n, rank)
         if np.size(count) == 1 and np.all(np.asarray(count) == right):
             continue
+        if isinstance(count, str):
+            return f"{called(answer, m, n, rank)} gives {count!r}, which is text; a number is asked for."
         what = f"{called(answer, m, n, rank)} gives {count}"
         if count == rank * (m + n):
             return f"{what}: all numbers in the factors. But any invertible G can stand between them: how many is that?"
@@ -262,7 +264,8 @@ EXERCISES = (
         hints=(
             "Each row of left is its own least-squares problem: which mix of the rows of right comes nearest to that "
             "row of W?",
-            "np.linalg.lstsq(A, B) finds the X that makes A @ X nearest to B. Here left stands in front: turn all.",
+            "np.linalg.lstsq(A, B) finds the X that makes A @ X nearest to B. Here left stands in front, so "
+            "transpose all three.",
         ),
         mistakes=(
             (lambda W, right: W @ right.T, "only if right @ right.T is the identity"),
@@ -337,6 +340,7 @@ EXERCISES = (
             (lambda m, n, rank: rank * (m + n) - 1, "less those of an r × r matrix G"),
             (lambda m, n, rank: rank * (m + n) - rank, "one scale for each layer"),
             (lambda m, n, rank: rank * min(m, n), "but it is 17"),
+            (lambda m, n, rank: str(rank * (m + n - rank)), "which is text"),
         ),
     ),
 )

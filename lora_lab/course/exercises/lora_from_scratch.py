@@ -102,8 +102,8 @@ def _check_forward(answer: Function) -> str | None:
             return f"{what} is off by {(result - right).abs().max():.2g}. First x goes through A, and then through B."
         if made:
             return (
-                f"{what} is right, but on the way you made a matrix of {made[0]}, as large as W. "
-                "Multiply x by A first: (tokens, inputs) becomes (tokens, rank)."
+                f"{what} is right, but on the way you made a matrix of {made[0]}, as large as W: a product, or a copy. "
+                "Use W as it is, and multiply x by A first: (tokens, inputs) becomes (tokens, rank)."
             )
     return None
 
@@ -148,7 +148,7 @@ def _check_budget(answer: Function) -> str | None:
         ([(3, 5)], 20),
         (small, 460_800),
         (small, 460_799),
-        ([(4, 4), (10, 2)], 45),
+        ([(4, 4), (10, 3)], 45),
         ([(9, 9)], 17),
     ):
         right, got = affordable_rank(shapes, budget), answer(list(shapes), budget)
@@ -157,6 +157,8 @@ def _check_budget(answer: Function) -> str | None:
         each = sum(out_features + in_features for out_features, in_features in shapes)
         layers = f"{len(shapes)} layer{'' if len(shapes) == 1 else 's'}"
         what = f"For {layers} and a budget of {budget:,} you give {got!r}"
+        if isinstance(got, str):
+            return f"{what}, which is text: a rank is a whole number."
         if got == budget / each:
             return f"{what}: a rank is a whole number. You cannot afford a part of a column, so round down."
         if got == right + 1:
@@ -262,12 +264,12 @@ def _check_merge(answer: Function) -> str | None:
         weight = torch.as_tensor(first["weight"])
         if weight.shape != W.shape or not torch.allclose(weight, W + delta, atol=1e-6):
             return f"{what}, {_wrong_weight(weight, W, delta, rank)}"
-        if first["merged"] is not True:
+        if not first["merged"]:
             return f"{what}, `merged` still says {first['merged']}. Nobody can know that the update is in the weight."
         again = answer(first)
         if not isinstance(again, dict) or not torch.allclose(torch.as_tensor(again["weight"]), W + delta, atol=1e-6):
             return f"{what}, a second merge adds the update again: W + 2 · Δ. Look at `merged` before you add."
-        if again["merged"] is not True:
+        if not again["merged"]:
             return f"{what}, a second merge says that the layer is not merged, and the update is still in it."
     return None
 
@@ -365,6 +367,7 @@ EXERCISES = (
             (lambda x, W, A, B, scale: x @ (W + scale * B @ A).T, "as large as W"),
             (lambda x, W, A, B, scale: x @ W.T + scale * x @ (B @ A).T, "as large as W"),
             (lambda x, W, A, B, scale: x @ W.T + scale * x @ (A.T @ B.T), "as large as W"),
+            (lambda x, W, A, B, scale: x @ W.clone().T + scale * x @ A.T @ B.T, "or a copy"),
             (lambda x, W, A, B, scale: x @ W.T + x @ A.T @ B.T, "the scale is missing"),
             (lambda x, W, A, B, scale: scale * (x @ W.T + x @ A.T @ B.T), "not the base"),
             (lambda x, W, A, B, scale: scale * x @ A.T @ B.T, "the base is missing"),
@@ -393,6 +396,7 @@ EXERCISES = (
             (lambda shapes, budget: budget // sum(m for m, _ in shapes), "one factor of each layer"),
             (lambda shapes, budget: budget // sum(n for _, n in shapes), "one factor of each layer"),
             (lambda shapes, budget: 0, "One rank more costs 8 numbers"),
+            (lambda shapes, budget: str(budget // sum(map(sum, shapes))), "which is text"),
         ),
     ),
     Exercise(
