@@ -28,7 +28,7 @@ def by_building(blocks, d, width):
 def by_trying(total, layers, d):
     return {
         (matrices, rank)
-        for matrices, rank in itertools.product((1, 2, 3, 4), range(1, 40))
+        for matrices, rank in itertools.product((1, 2, 3, 4), range(1, d + 1))
         if layers * matrices * rank * 2 * d == total
     }
 

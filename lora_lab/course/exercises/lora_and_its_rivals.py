@@ -20,7 +20,9 @@ def _check_adapters(answer: Function) -> str | None:
     """Compare on three sizes; a missing bias, factor or adapter is recognised."""
     for blocks, d, width in ((3, 10, 4), (6, 384, 16), (96, 12288, 1)):
         result, right = answer(blocks, d, width), adapter_parameters(blocks, d, width)
-        what = f"{called(answer, blocks, d, width)} gives {result}"
+        what = f"{called(answer, blocks, d, width)} gives {result!r}"
+        if isinstance(result, str):
+            return f"{what}, a text. A count is a number: return it without str and quotes."
         if result == right:
             continue
         for wrong, reason in (
@@ -31,6 +33,7 @@ def _check_adapters(answer: Function) -> str | None:
             (2 * blocks * (2 * d * width + 2 * d), "the lower layer's bias has `width` numbers, not d."),
             (2 * blocks * (d * width + width + d), "there is a way down and a way up: two matrices."),
             (2 * (2 * d * width + width + d), "that is one block. All of them have adapters."),
+            (2 * d * width + width + d, "that is one adapter. Each of the blocks has two."),
         ):
             if result == wrong:
                 return f"{what}; {reason}"
@@ -46,7 +49,7 @@ def same_count(total: int, layers: int, d: int) -> list[tuple[int, int]]:
 
 def _check_same_count(answer: Function) -> str | None:
     """Compare the lists, in any order; GPT-3's 4.7 and 37.7 million are among them."""
-    for total, layers, d in ((4_718_592, 96, 12288), (37_748_736, 96, 12288), (2 * 3 * 8 * 6, 3, 8)):
+    for total, layers, d in ((4_718_592, 96, 12288), (37_748_736, 96, 12288), (2 * 3 * 8 * 6, 3, 8), (102_400, 2, 256)):
         result = answer(total, layers, d)
         what = called(answer, total, layers, d)
         if not isinstance(result, list | tuple | set) or not all(
@@ -57,6 +60,8 @@ def _check_same_count(answer: Function) -> str | None:
         if mine == right:
             continue
         for matrices, rank in sorted(mine - right):
+            if (rank, matrices) in right:
+                return f"{what} has ({matrices}, {rank}): the number of matrices comes first, then the rank."
             made = layers * matrices * rank * 2 * d
             if not 1 <= matrices <= 4:
                 return f"{what} has ({matrices}, {rank}): attention has four matrices, q, k, v and o."
@@ -64,11 +69,9 @@ def _check_same_count(answer: Function) -> str | None:
                 return f"{what} has ({matrices}, {rank}): a rank is a whole number, and at least 1."
             if 2 * made == total or made == 2 * total:
                 return f"{what} has ({matrices}, {rank}): an update has TWO factors, d · rank and rank · d."
-            if (rank, matrices) in right:
-                return f"{what} has ({matrices}, {rank}): the number of matrices comes first, then the rank."
             return f"{what} has ({matrices}, {rank}), which is {made:,} parameters and not {total:,}."
         missing = sorted(right - mine)[0]
-        return f"{what} lacks {missing}: {missing[0]} matrices of rank {missing[1]} have the same count."
+        return f"{what} lacks {missing}: rank {missing[1]} on {missing[0]} of the four has the same count."
     return None
 
 
@@ -94,7 +97,7 @@ def _check_judged(answer: Function) -> str | None:
         result = answer([dict(run) for run in runs])
         right = judged(runs)
         if not isinstance(result, Mapping) or set(result) != set(right):
-            return f"a dict with the keys {', '.join(sorted(right))} is asked for, one test score each; got {result!r}."
+            return f"A dict with the keys {', '.join(sorted(right))} is asked for, one test score each; got {result!r}."
         if dict(result) == right:
             continue
         for way in sorted(right):
@@ -122,13 +125,15 @@ def told_apart(a: float, b: float, fluctuation: float) -> bool:
 
 
 def _check_told_apart(answer: Function) -> str | None:
-    """Ask for pairs of Hu et al., none of them at an edge, and in both orders."""
+    """Ask for pairs of scores in both orders, far apart and near, and for one whose bars touch, exact in binary."""
     cases = (
         (73.4, 68.8, 0.5, True, "their bars are far apart"),
         (68.8, 73.4, 0.5, True, "the same two, and the lower one comes first: the sign does not matter"),
         (73.4, 73.8, 0.5, False, "each lies inside the other's bar"),
         (91.7, 91.55, 0.1, False, "they differ by more than one bar, and the other score moves too: the bars overlap"),
         (91.7, 91.3, 0.1, True, "they differ by 0.4, and the two bars are 0.2 together"),
+        (91.7, 91.45, 0.1, True, "they differ by 0.25, and the two bars are 0.2 together"),
+        (72.0, 71.0, 0.5, False, "the bars touch: one ends where the other begins, and no gap is left"),
         (50.0, 50.0, 0.5, False, "they are equal"),
     )
     for a, b, fluctuation, right, reason in cases:
@@ -147,18 +152,21 @@ def bytes_of_tasks(base: int, trained: int, tasks: int) -> dict[str, int]:
 
 def _check_tasks(answer: Function) -> str | None:
     """Compare on three sizes; one base, two bytes and every task are looked for."""
-    for base, trained, tasks in ((1000, 10, 1), (1000, 10, 7), (175_000_000_000, 18_874_368, 100)):
+    for base, trained, tasks in ((1000, 10, 7), (1000, 10, 1), (175_000_000_000, 18_874_368, 100)):
         result, right = answer(base, trained, tasks), bytes_of_tasks(base, trained, tasks)
         what = called(answer, base, trained, tasks)
         if not isinstance(result, Mapping) or set(result) != set(right):
             return f"{what} gives {result!r}; a dict with the keys full and adapters is asked for."
         for name in ("full", "adapters"):
             mine = result[name]
+            if isinstance(mine, str):
+                return f"{what}, {name}: {mine!r} is a text. A number of bytes is asked for."
             if mine == right[name]:
                 continue
             for factor, reason in (
                 (0.5, "a number in 16 bits takes two bytes, not one."),
                 (2, "a number in 16 bits takes two bytes, not four."),
+                (8, "those are bits. 8 bits are a byte, so a number takes two bytes."),
                 (1 / tasks if tasks > 1 else 0, "that is one task."),
             ):
                 if mine == factor * right[name]:
@@ -167,6 +175,7 @@ def _check_tasks(answer: Function) -> str | None:
                 (2 * (base + trained) * tasks, "the base is kept once, however many tasks there are."),
                 (2 * trained * tasks, "the base is missing: an adapter alone answers nothing."),
                 (2 * (base + trained), "that is one adapter; each task has its own."),
+                (base + 2 * trained * tasks, "the base is in 16 bits too, two bytes for each of its numbers."),
                 (2 * base * tasks + 2 * trained, "it is the other way round: one base, many adapters."),
             ):
                 if name == "adapters" and mine == wrong:
@@ -178,7 +187,7 @@ def _check_tasks(answer: Function) -> str | None:
 EXERCISES = (
     Exercise(
         name="08.adapters",
-        goal="the parameters of bottleneck adapters, two in each block",
+        goal="a function of blocks, d and width that returns the parameters of the adapters, two in each block",
         solution=adapter_parameters,
         check=_check_adapters,
         hints=(
@@ -194,18 +203,20 @@ EXERCISES = (
             (lambda blocks, d, width: 4 * blocks * (d * width + d), "has `width` numbers, not d"),
             (lambda blocks, d, width: 2 * blocks * (d * width + width + d), "two matrices"),
             (lambda blocks, d, width: 2 * (2 * d * width + width + d), "that is one block"),
+            (lambda blocks, d, width: 2 * d * width + width + d, "that is one adapter"),
+            (lambda blocks, d, width: str(adapter_parameters(blocks, d, width)), "a text"),
             (lambda blocks, d, width: d * width, "Count one adapter first"),
         ),
     ),
     Exercise(
         name="08.same_count",
         points=2,
-        goal="every choice of matrices and rank with the same number of parameters",
+        goal="a function of total, layers and d that returns a list of pairs (matrices, rank), two whole numbers each",
         solution=same_count,
         check=_check_same_count,
         hints=(
             "One matrix in each layer at rank 1 costs layers · (d + d).",
-            "For each number of matrices from 1 to 4: does the total divide without a rest? `%` gives the rest.",
+            "For each number of matrices from 1 to 4: does the total divide evenly? `%` gives the remainder.",
         ),
         mistakes=(
             (lambda total, layers, d: [(2, total / (2 * layers * d))], "TWO factors"),
@@ -215,13 +226,15 @@ EXERCISES = (
             (lambda total, layers, d: [(m, total // (m * 2 * layers * d)) for m in (1, 2, 3)], "at least 1"),
             (lambda total, layers, d: [(m, 9) for m in (1, 2)], "parameters and not 4,718,592"),
             (lambda total, layers, d: [(8, 1)], "attention has four"),
+            (lambda *given: [(rank, matrices) for matrices, rank in same_count(*given)], "matrices comes first"),
+            (lambda *given: [pair for pair in same_count(*given) if pair[1] <= 64], "lacks (1, 100)"),
             (lambda total, layers, d: total // (2 * layers * d), "a list of pairs"),
         ),
     ),
     Exercise(
         name="08.judge",
         points=2,
-        goal="each way's test score, at the learning rate that validation chooses",
+        goal="a function of runs that returns for each way the test score at the rate that validation chooses",
         solution=judged,
         check=_check_judged,
         hints=(
@@ -237,7 +250,7 @@ EXERCISES = (
             ),
             (lambda runs: {run["way"]: run["test"] for run in runs if run["rate"] == 1e-4}, "from the lowest rate"),
             (lambda runs: {run["way"]: run["test"] for run in runs}, "TEST"),
-            (lambda runs: max(runs, key=lambda run: run["validation"])["test"], "a dict with the keys"),
+            (lambda runs: max(runs, key=lambda run: run["validation"])["test"], "A dict with the keys"),
             (lambda runs: {run["way"]: 0.5 for run in runs}, "is not the test score"),
             (
                 lambda runs: {r["way"]: next(o["test"] for o in runs if o["way"] == r["way"]) for r in runs},
@@ -247,7 +260,7 @@ EXERCISES = (
     ),
     Exercise(
         name="08.told_apart",
-        goal="whether two scores differ by more than their error bars",
+        goal="a function of a, b and fluctuation that returns whether the two bars leave a gap",
         solution=told_apart,
         check=_check_told_apart,
         hints=(
@@ -260,12 +273,14 @@ EXERCISES = (
             (lambda a, b, fluctuation: a != b, "inside the other's bar"),
             (lambda a, b, fluctuation: abs(a - b) <= 2 * fluctuation, "their bars are far apart"),
             (lambda a, b, fluctuation: abs(a - b) > 1, "the two bars are 0.2 together"),
+            (lambda a, b, fluctuation: abs(a - b) > 3 * fluctuation, "they differ by 0.25"),
+            (lambda a, b, fluctuation: abs(a - b) >= 2 * fluctuation, "the bars touch"),
             (lambda a, b, fluctuation: abs(a - b) - 2 * fluctuation, "True or False is asked for"),
         ),
     ),
     Exercise(
         name="08.tasks",
-        goal="the bytes of many tasks, as whole models and as adapters",
+        goal="a function of base, trained and tasks that returns the bytes as whole models and as adapters",
         solution=bytes_of_tasks,
         check=_check_tasks,
         hints=(
@@ -298,6 +313,15 @@ EXERCISES = (
                 lambda base, trained, tasks: {"full": 2 * base * tasks, "adapters": 2 * (base * tasks + trained)},
                 "the other way round",
             ),
+            (
+                lambda base, trained, tasks: {"full": 16 * base * tasks, "adapters": 16 * (base + trained * tasks)},
+                "those are bits",
+            ),
+            (
+                lambda base, trained, tasks: {"full": 2 * base * tasks, "adapters": base + 2 * trained * tasks},
+                "the base is in 16 bits too",
+            ),
+            (lambda base, trained, tasks: {"full": f"{2 * base * tasks:,}", "adapters": ""}, "is a text"),
             (lambda base, trained, tasks: 2 * base * tasks, "a dict with the keys"),
         ),
     ),
