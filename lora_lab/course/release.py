@@ -163,6 +163,7 @@ def assignment(notebook: NotebookNode, name: str, file: str) -> NotebookNode:
         solution = f"{task.blank}\n### BEGIN SOLUTION\n{solved(task, known)}\n### END SOLUTION"
         test = f'from lora_lab.course import grade\n\ngrade("{task.exercise.name}", {task.answer})'
         answer, marks = f"{task.identifier}_answer", _marked(task.identifier, locked=True, points=task.exercise.points)
+        marks["tags"] = ["raises-exception"]  # so that Jupyter's "run all" goes on after an answer that fails
         cells += [
             v4.new_markdown_cell(_with_points(task), id=f"{task.identifier}_question"),
             v4.new_code_cell(solution, id=answer, metadata=_marked(answer, solution=True)),

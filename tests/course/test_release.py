@@ -146,6 +146,7 @@ class TestVersions:
             test, answer = marks(version)[task.identifier], marks(version)[f"{task.identifier}_answer"]
             assert test.source == f'from lora_lab.course import grade\n\ngrade("{task.exercise.name}", {task.answer})'
             assert test.metadata.nbgrader.locked
+            assert test.metadata.tags == ["raises-exception"], "the first wrong answer stops Run All"
             assert answer.metadata.nbgrader.solution
             assert answer.source.startswith(f"{task.blank}\n### BEGIN SOLUTION\n")
 
@@ -232,6 +233,15 @@ class TestCommand:
         assert not (tmp_path / "class").exists()
 
 
+def test_the_page_for_teachers_names_what_there_is(tmp_path):
+    release([LESSON], output=tmp_path)
+    page = (notebooks()[0].parent / "TEACHING.md").read_text(encoding="utf-8")
+    section = page.partition("## Grade with nbgrader\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == {path.name for path in tmp_path.iterdir()}
+    assert set(re.findall(r"\b\d\d_\w+", section)) == {LESSON}
+    assert f"{['No', 'One', 'Two', 'Three'][REASON_POINTS]} more points are for a reason" in section
+
+
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory):
     """Release lesson 01, hand it out with nbgrader, hand in four answers to it, and have them marked and explained."""
@@ -294,7 +304,7 @@ def scores(course: Path, learner: str) -> dict[str, float | None]:
 def feedback(course: Path, learner: str) -> str:
     """Give the words of the page that a learner gets back."""
     page = (course / "feedback" / learner / LESSON / f"{LESSON}.html").read_text(encoding="utf-8")
-    return html.unescape(re.sub(r"<[^>]+>", "", page))
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
 
 
 @pytest.mark.timeout(300)

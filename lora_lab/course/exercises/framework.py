@@ -32,8 +32,8 @@ class NotPassed(AssertionError):
     """An answer that is marked is wrong or blank; the message says which, and why."""
 
     def _render_traceback_(self) -> list[str]:
-        """Show in a notebook the verdict alone: where it was raised says nothing about the answer."""
-        return [str(self)]
+        """Show in a notebook the verdict alone, in lines that a page of nbgrader does not cut."""
+        return textwrap.wrap(str(self), 90)
 
 
 @dataclass(frozen=True)
