@@ -97,6 +97,31 @@ def test_figure_has_its_sentence(page):
     assert image["src"] == f"data:image/png;base64,{PIXEL}"
 
 
+def test_what_is_wider_than_a_phone_scrolls_and_the_keyboard_reaches_it(page):
+    def code(width):
+        printed = nbformat.v4.new_output("stream", text="<" * width)
+        return nbformat.v4.new_code_cell("x" * width, outputs=[printed], execution_count=1)
+
+    tags = page("| word | meaning |\n|---|---|\n| rank | columns |", code(36), code(37))
+    reached = [(tag, attributes.get("aria-label")) for tag, attributes in tags.tags if "tabindex" in attributes]
+    assert reached == [("main", None), ("div", "Table"), ("pre", "Code"), ("pre", "Output")]
+    assert len(tags.all("pre")) == 4
+
+
+def test_page_lists_its_sections_if_there_are_many(page):
+    def names(text):
+        return [link["href"] for link in page(text).all("a") if link.get("class") != "anchor-link"]
+
+    assert "#Two" not in names("## One\n\n## Two")
+    assert names("## One\n\n## Two\n\n## Three").count("#Two") == 2, "folded on a phone, beside the text on a desk"
+
+
+def test_day_and_dark_differ_in_colours_alone(page, tmp_path):
+    page("text")
+    style = (tmp_path / "pages" / "01_b.html").read_text(encoding="utf-8")
+    assert style.count("line-height: 125%") == 0, "it would make the lines of code narrower in the dark"
+
+
 def channels(colour):
     """Give the linear red, green and blue of a colour such as #1a1a1a or #fff."""
     digits = colour.lstrip("#")
@@ -142,6 +167,15 @@ def test_the_glossary_is_a_page_and_every_page_links_to_it(with_glossary, tmp_pa
     assert {"href": "00_a.html"} in words.all("a")
     assert words.all("math")
     assert "Words · LoRA Lab" in words.text
+
+
+def test_the_page_for_teachers_is_linked_from_the_index(page, tmp_path):
+    (tmp_path / "TEACHING.md").write_text("# For teachers\n\nPlans.")
+    page("text")
+    index, teaching = (Tags((tmp_path / "pages" / f"{name}.html").read_text("utf-8")) for name in ("index", "TEACHING"))
+    assert {"href": "TEACHING.html"} in index.all("a")
+    assert "For teachers" in index.text
+    assert "Plans." in teaching.text
 
 
 def test_the_glossary_of_the_course_is_in_order_and_leads_to_lessons_that_use_the_word():
@@ -196,7 +230,7 @@ def test_unreadable_formula_is_an_error_that_shows_it(page, formula, reason):
 def test_index_tells_what_each_notebook_promises(page, tmp_path):
     page("**You will be able to**\n\n- write $W$ as [two](02_c.ipynb) factors")
     index = Tags((tmp_path / "pages" / "index.html").read_text(encoding="utf-8"))
-    assert [attributes.get("href") for attributes in index.all("a")] == ["01_b.html", "02_c.html"]
+    assert [attributes.get("href") for attributes in index.all("a")] == ["#text", "01_b.html", "02_c.html"]
     assert "Try it on W" in index.text
     assert "You will be able to" in index.text
     assert index.all("math")
