@@ -150,8 +150,9 @@ def _check_similarity(answer: Function) -> str | None:
     for i, j in ((2, 4), (4, 2), (1, 1), (3, 6)):
         result: Any = answer(A1.copy(), A2.copy(), i, j)
         what, right = called(answer, A1, A2, i, j), similarity(A1, A2, i, j)
-        if np.ndim(result) != 0:
-            return f"{what} has shape {np.shape(result)}: one number is asked for."
+        if isinstance(result, str) or np.ndim(result) != 0:
+            got = f"gives {result!r}" if isinstance(result, str) else f"has shape {np.shape(result)}"
+            return f"{what} {got}: one number is asked for."
         if np.isclose(result, right):
             continue
         V1, V2 = (np.linalg.svd(A, full_matrices=False)[2] for A in (A1, A2))
@@ -283,6 +284,7 @@ EXERCISES = (
             (lambda A1, A2, i, j: np.sqrt(similarity(A1, A2, i, j) / min(i, j)), "that is the norm"),
             (lambda A1, A2, i, j: np.sum((A1[:i] @ A2[:j].T) ** 2) / min(i, j), "not its singular vectors"),
             (lambda A1, A2, i, j: np.ones((i, j)), "one number is asked for"),
+            (lambda A1, A2, i, j: str(similarity(A1, A2, i, j)), "one number is asked for"),
             (lambda A1, A2, i, j: max(i, j) / A1.shape[1], "holds the first i rows of Vt"),
             (lambda A1, A2, i, j: similarity(A1, A2, i + 1, j + 1), "that is φ(i + 1, j + 1)"),
             (lambda A1, A2, i, j: similarity(A1[:i], A2[:j], i, j), "the first rows of A span"),

@@ -25,7 +25,7 @@ def _check_update(answer: Function) -> str | None:
 
     for (out_features, in_features, rank), alpha in zip(SIZES, (7.0, 5.0, 4.0), strict=True):
         A, B = _factors(out_features, in_features, rank)
-        result = torch.as_tensor(answer(A.clone(), B.clone(), alpha))
+        result = torch.as_tensor(answer(A.clone(), B.clone(), alpha)).float()
         what, product = called(answer, A, B, alpha), B @ A
         if result.shape != product.shape:
             return f"{what} has shape {tuple(result.shape)}: {_wrong_shape(result, out_features, in_features, rank)}"
@@ -82,6 +82,7 @@ def _check_forward(answer: Function) -> str | None:
         what = called(answer, x, W, A, B, 0.5)
         with _watch_for(W) as made:
             result = torch.as_tensor(answer(x.clone(), W, A.clone(), B.clone(), 0.5))
+        result = result.float()
         if result.shape != (tokens, out_features):
             return (
                 f"{what} has shape {tuple(result.shape)}; one row of outputs for each token is "
@@ -262,6 +263,8 @@ def _check_merge(answer: Function) -> str | None:
                 "Whoever holds it has another model now. Make a new one: weight + ..."
             )
         weight = torch.as_tensor(first["weight"])
+        if weight.dtype != W.dtype:
+            return f"{what}, the weight is {weight.dtype} now, and it was {W.dtype}: no x of the model fits it."
         if weight.shape != W.shape or not torch.allclose(weight, W + delta, atol=1e-6):
             return f"{what}, {_wrong_weight(weight, W, delta, rank)}"
         if not first["merged"]:
@@ -442,6 +445,7 @@ EXERCISES = (
             (lambda layer: _merging(layer, merged=False), "`merged` still says False"),
             (lambda layer: layer if layer["merged"] else _merging(layer, merged=layer["merged"]), "still says False"),
             (_in_place, "you wrote into it"),
+            (lambda layer: {**_merging(layer), "weight": _merging(layer)["weight"].double()}, "no x of the model"),
             (lambda layer: layer, "nothing was added"),
             (
                 lambda layer: layer if layer["merged"] else _merging({**layer, "scale": 1.0}),
