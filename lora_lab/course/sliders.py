@@ -16,10 +16,9 @@ ipywidgets and Matplotlib are imported at the first slider, not before.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -51,20 +50,21 @@ def vary(draw: Callable[..., tuple[Figure, str]], /, **values: Iterable[Any]) ->
             is not among them; or the sentence is none.
     """
     choices, starts = _choices(draw, values)
+    pictures: dict[tuple[str, ...], str] = {}
 
-    @functools.cache
-    def picture(*places: int) -> str:
-        chosen = {name: choices[name][place] for name, place in zip(choices, places, strict=True)}
-        return image_html(*_pair(draw, chosen))
+    def picture(**chosen: Any) -> str:
+        key = tuple(map(_label, chosen.values()))
+        if key not in pictures:
+            pictures[key] = image_html(*_pair(draw(**chosen)))
+        return pictures[key]
 
     begin = time.perf_counter()
-    first = picture(*starts)
-    quick = time.perf_counter() - begin < QUICK
-    _display(choices, starts, picture, first, quick=quick)
+    picture(**starts)
+    _display(picture, choices, starts, quick=time.perf_counter() - begin < QUICK)
 
 
 def _display(
-    choices: dict[str, list[Any]], starts: list[int], picture: Callable[..., str], first: str, *, quick: bool
+    picture: Callable[..., str], choices: dict[str, Sequence[Any]], starts: dict[str, Any], *, quick: bool
 ) -> None:
     """Display the sliders and the picture, with a sentence for where they cannot move."""
     import ipywidgets
@@ -72,40 +72,46 @@ def _display(
 
     from lora_lab.course.notebooks import WIDGET_TYPE
 
-    below = ipywidgets.HTML(first)
-    label_width = f"{max(map(len, choices)) + 1}ch"
-    sliders = [
-        ipywidgets.SelectionSlider(
-            options=[_label(value) for value in choices[name]],
-            index=start,
-            description=_words(name),
-            continuous_update=quick,
-            style={"description_width": label_width},
-            layout={"width": "100%", "max_width": "640px"},
-        )
-        for name, start in zip(choices, starts, strict=True)
-    ]
+    look = {
+        "continuous_update": quick,
+        "style": {"description_width": f"{max(map(len, choices)) + 1}ch"},
+        "layout": {"width": "100%", "max_width": "640px"},
+    }
+    sliders = {name: _slider(name, options, starts[name], **look) for name, options in choices.items()}
+    below = ipywidgets.HTML(picture(**starts))
 
     def redraw(_: object) -> None:
-        places = [slider.index for slider in sliders]
+        chosen = {name: slider.value for name, slider in sliders.items()}
         try:
-            below.value = picture(*places)
+            below.value = picture(**chosen)
         except Exception as error:
-            where = ", ".join(f"{slider.description} {slider.label}" for slider in sliders)
+            where = ", ".join(f"{_words(name)} {_label(value)}" for name, value in chosen.items())
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
             below.value = f'<p role="alert">No picture for {escape(where)}. {escape(reason)}</p>'
 
-    for slider in sliders:
-        slider.observe(redraw, names="index")
-    box = ipywidgets.VBox([*sliders, below])
-    view = box._repr_mimebundle_()[WIDGET_TYPE]
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    box = ipywidgets.VBox([*sliders.values(), below])
     ends = [f"{_words(name)}, {_label(options[0])} to {_label(options[-1])}" for name, options in choices.items()]
     said = f"Run this cell in JupyterLab to move {'a slider' if len(sliders) == 1 else 'sliders'}: {'; '.join(ends)}."
-    publish_display_data({WIDGET_TYPE: view, "text/markdown": said})
+    publish_display_data({WIDGET_TYPE: box._repr_mimebundle_()[WIDGET_TYPE], "text/markdown": said})
 
 
-def _choices(draw: Callable[..., Any], values: dict[str, Iterable[Any]]) -> tuple[dict[str, list[Any]], list[int]]:
-    """Give the values of each slider and the place of the one it starts at, or say what is wrong with them."""
+def _slider(name: str, options: Sequence[Any], start: Any, **look: Any) -> Any:
+    """Give a slider: one for whole numbers, which takes a number by typing too, or one for a list of values."""
+    import ipywidgets
+
+    look["description"] = _words(name)
+    if isinstance(options, range) and options.step > 0:
+        return ipywidgets.IntSlider(value=start, min=options[0], max=options[-1], step=options.step, **look)
+    labelled = [(_label(option), option) for option in options]
+    return ipywidgets.SelectionSlider(options=labelled, value=start, **look)
+
+
+def _choices(
+    draw: Callable[..., Any], values: dict[str, Iterable[Any]]
+) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
+    """Give the values of each slider and the one that it starts at, or say what is wrong with them."""
     if not callable(draw):
         raise TypeError(f"draw takes a function that gives a figure and its sentence, got {type(draw).__name__}")
     if not values:
@@ -117,14 +123,14 @@ def _choices(draw: Callable[..., Any], values: dict[str, Iterable[Any]]) -> tupl
         if default is inspect.Parameter.empty and name not in values:
             raise TypeError(f"draw needs {name}, which has neither values nor a default")
     choices = {name: _options(name, given) for name, given in values.items()}
-    return choices, [_start(name, options, defaults[name]) for name, options in choices.items()]
+    return choices, {name: _start(name, options, defaults[name]) for name, options in choices.items()}
 
 
-def _options(name: str, given: Iterable[Any]) -> list[Any]:
+def _options(name: str, given: Iterable[Any]) -> Sequence[Any]:
     """Give the values of one slider, or say that they are no values for a slider."""
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise TypeError(f"{name} takes a range or a list of values, got {type(given).__name__}")
-    options = list(given)
+    options = given if isinstance(given, range) else list(given)
     if len(options) < 2:
         raise ValueError(f"{name} takes two values or more, got {len(options)}")
     labels = [_label(option) for option in options]
@@ -133,20 +139,19 @@ def _options(name: str, given: Iterable[Any]) -> list[Any]:
     return options
 
 
-def _start(name: str, options: list[Any], default: Any) -> int:
-    """Give the place of the value that a slider starts at: the default of its argument, or the first."""
+def _start(name: str, options: Sequence[Any], default: Any) -> Any:
+    """Give the value that a slider starts at: the default of its argument, or the first."""
     if default is inspect.Parameter.empty:
-        return 0
+        return options[0]
     labels = [_label(option) for option in options]
     if _label(default) not in labels:
         ends = f"{labels[0]} to {labels[-1]}"
         raise ValueError(f"{name} takes values with draw's default {_label(default)} among them, got {ends}")
-    return labels.index(_label(default))
+    return options[labels.index(_label(default))]
 
 
-def _pair(draw: Callable[..., Any], chosen: dict[str, Any]) -> tuple[Figure, str]:
-    """Give what ``draw`` gives, or say that it is not a figure with its sentence."""
-    drawn = draw(**chosen)
+def _pair(drawn: Any) -> tuple[Figure, str]:
+    """Give a figure and its sentence, or say that ``draw`` gave something else."""
     if not isinstance(drawn, tuple) or len(drawn) != 2:
         raise TypeError(f"draw must give a figure and its sentence, a pair, got {type(drawn).__name__}")
     return drawn
