@@ -90,7 +90,8 @@ def release(names: Sequence[str | Path] = (), *, output: str | Path = "release",
     Raises:
         FileExistsError: files in ``output`` differ from what would be written; the message names them.
         FileNotFoundError: there is no such notebook.
-        ValueError: the beginning of a name fits several notebooks, or a solution cannot stand in a cell of its own.
+        ValueError: the beginning of a name fits several notebooks, a notebook has no exercises, or a solution cannot
+            stand in a cell of its own.
         NotPassed: a solution does not pass; an exercise of a notebook is wrong.
     """
     import nbformat
@@ -98,6 +99,8 @@ def release(names: Sequence[str | Path] = (), *, output: str | Path = "release",
     folder, files = Path(output), {Path("nbgrader") / "nbgrader_config.py": CONFIG}
     for path in [find(name) for name in names] or notebooks():
         notebook = nbformat.read(path, as_version=4)
+        if not tasks(notebook):
+            raise ValueError(f"{path.name} has no exercises, so it takes no versions for a class")
         _prove(notebook)
         source = Path("nbgrader") / "source" / path.stem
         for place, version in (
@@ -108,9 +111,8 @@ def release(names: Sequence[str | Path] = (), *, output: str | Path = "release",
             nbformat.validate(version)
             files[place / path.name] = nbformat.writes(version).rstrip("\n") + "\n"
         if (glossary := path.parent / GLOSSARY).exists():  # the lessons link to it
-            files |= {
-                Path(place) / GLOSSARY: glossary.read_text(encoding="utf-8") for place in ("student", "instructor")
-            }
+            for name in ("student", "instructor"):
+                files[Path(name) / GLOSSARY] = glossary.read_text(encoding="utf-8")
         points = [task.exercise.points for task in tasks(notebook)]
         worth = f"{len(points)} exercises, {sum(points):2} points, and {REASON_POINTS} for a reason"
         print(f"{path.stem:32}{worth}", flush=True)
@@ -342,12 +344,13 @@ def _prove(notebook: NotebookNode) -> None:
             grade(task.exercise.name, names[task.answer])
 
 
-def _write(files: dict[Path, str], *, force: bool) -> None:
+def _write(texts: dict[Path, str], *, force: bool) -> None:
     """Write files, unless one is there with another text."""
-    changed = [path for path, text in files.items() if path.exists() and path.read_text(encoding="utf-8") != text]
+    files = {path: text.encode() for path, text in texts.items()}
+    changed = [str(path) for path, content in files.items() if path.exists() and path.read_bytes() != content]
     if changed and not force:
-        shown = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise FileExistsError(f"{shown}: there is another text; choose another --output, or --force to overwrite")
-    for path, text in files.items():
+    for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)

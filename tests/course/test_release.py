@@ -227,6 +227,12 @@ class TestCommand:
         release(["00"], output=tmp_path)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
+    def test_a_notebook_without_exercises_is_one_line(self, tmp_path, capsys):
+        own = tmp_path / "own.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")]), own)
+        assert main(["release", str(own), "--output", str(tmp_path / "class")]) == 1
+        assert capsys.readouterr().err == "lora-lab: own.ipynb has no exercises, so it takes no versions for a class\n"
+
     def test_a_lesson_that_is_not_there_is_one_line(self, tmp_path, capsys):
         assert main(["release", "77", "--output", str(tmp_path / "class")]) == 1
         assert capsys.readouterr().err.startswith("lora-lab: no notebook '77'; there are 00_start_here")
