@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_lab.course.exercises import Exercise, exercises, grade
+from lora_lab.course.exercises import Exercise, grade
+from lora_lab.course.exercises.framework import find_exercise
 from lora_lab.course.notebooks import KERNELSPEC, LANGUAGE, code_cells, find, notebooks
 from lora_lab.course.pages import GLOSSARY, title
 
@@ -206,7 +207,7 @@ For whoever marks, one point for each:
 def tasks(notebook: NotebookNode) -> list[Task]:
     """Give the exercises of a lesson, in its order, with the cells that ask them."""
     return [
-        Task(exercises()[name], before, cell, answer, blank)
+        Task(find_exercise(name), before, cell, answer, blank)
         for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False)
         if cell.cell_type == "code"
         for name, answer, blank in _checked(cell.source)

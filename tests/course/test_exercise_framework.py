@@ -192,7 +192,7 @@ def test_unknown_name_lists_the_nearest(said):
 
 
 def test_hints_and_solution(said, capsys):
-    for words in ("hint 1 of 2: Count.", "hint 2 of 2: Count again.", 'last hint. solution("77.rank") shows'):
+    for words in ("hint 1 of 2: Count.", "hint 2 of 2: Count again.", 'import solution; solution("77.rank")'):
         framework.hint("77.rank")
         assert words in capsys.readouterr().out
     framework.solution("77.rank")

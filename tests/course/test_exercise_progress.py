@@ -67,7 +67,9 @@ def test_a_file_that_cannot_be_written_does_not_stand_in_the_way(place, tmp_path
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the variable is that of Linux")
-@pytest.mark.parametrize(("data", "expected"), [("/data", "/data/lora-lab"), ("data", "/home/me/.local/share/lora-lab")])
+@pytest.mark.parametrize(
+    ("data", "expected"), [("/data", "/data/lora-lab"), ("data", "/home/me/.local/share/lora-lab")]
+)
 def test_it_lies_in_the_data_folder_of_the_user(data, expected, monkeypatch):
     monkeypatch.delenv("LORA_LAB_PROGRESS", raising=False)
     monkeypatch.setenv("HOME", "/home/me")

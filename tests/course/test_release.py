@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import html
 import io
 import os
@@ -183,6 +184,13 @@ class TestSolved:
             ValueError, match=r"^01\.multiply: its solution uses _of_this_module, which its module defines"
         ):
             solved(needy, set())
+
+    def test_an_exercise_that_there_is_not_is_named(self):
+        notebook = copy.deepcopy(LESSONS[LESSON])
+        cell = next(cell for cell in notebook.cells if 'check("01.multiply"' in cell.source)
+        cell.source = cell.source.replace("01.multiply", "01.multipy")
+        with pytest.raises(ValueError, match=r"got '01\.multipy'; did you mean 01\.multiply"):
+            tasks(notebook)
 
     def test_a_solution_that_fails_is_not_released(self, monkeypatch, tmp_path):
         monkeypatch.setattr("lora_lab.course.release.solved", lambda task, known: f"{task.answer} = -1")

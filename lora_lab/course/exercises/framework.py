@@ -82,7 +82,7 @@ def check(name: str, answer: Any) -> None:
     Raises:
         ValueError: there is no exercise of that name; the message lists the names nearest to it.
     """
-    verdict = _verdict(_find(name), answer)
+    verdict = _verdict(find_exercise(name), answer)
     print(f"{name}: {verdict}")
     if verdict == "passed":
         remember(name)
@@ -103,7 +103,7 @@ def grade(name: str, answer: Any) -> None:
         ValueError: there is no exercise of that name; the message lists the names nearest to it.
     """
     with contextlib.redirect_stderr(io.StringIO()):
-        verdict = _verdict(_find(name), answer)
+        verdict = _verdict(find_exercise(name), answer)
     if verdict != "passed":
         raise NotPassed(f"{name}: {verdict}")
     print(f"{name}: passed")
@@ -115,13 +115,14 @@ def hint(name: str) -> None:
     Raises:
         ValueError: there is no exercise of that name.
     """
-    hints = _find(name).hints
+    hints = find_exercise(name).hints
     given = _hints_given.get(name, 0)
     if given < len(hints):
         _hints_given[name] = given + 1
         print(f"{name}, hint {given + 1} of {len(hints)}: {hints[given]}")
     else:
-        print(f'{name}: that was the last hint. solution("{name}") shows a solution.')
+        see = f'from lora_lab.course import solution; solution("{name}")'
+        print(f"{name}: that was the last hint. To see a solution: {see}")
 
 
 def solution(name: str) -> None:
@@ -130,7 +131,7 @@ def solution(name: str) -> None:
     Raises:
         ValueError: there is no exercise of that name.
     """
-    print(textwrap.dedent(inspect.getsource(_find(name).solution)).rstrip())
+    print(textwrap.dedent(inspect.getsource(find_exercise(name).solution)).rstrip())
 
 
 @functools.cache
@@ -162,8 +163,12 @@ class _OutOfTime(BaseException):
     """Raised inside the learner's function; no ``except Exception`` of theirs can swallow it."""
 
 
-def _find(name: str) -> Exercise:
-    """Give the exercise of that name, or list the names nearest to it."""
+def find_exercise(name: str) -> Exercise:
+    """Give the exercise of that name.
+
+    Raises:
+        ValueError: there is none; the message lists the names nearest to it.
+    """
     known = exercises()
     if name in known:
         return known[name]
