@@ -144,6 +144,31 @@ ASSETS = {
             licence="BSD-3-Clause (the collection; the digits are of MNIST: cite LeCun, Cortes and Burges, 1998)",
             purpose="a task for small networks: 5,000 handwritten digits of MNIST, 28 x 28 pixels",
         ),
+        Asset(
+            name="reveal-js",
+            package="sphinx-revealjs",
+            version="3.2.1",
+            size=2_390_529,
+            sha256="805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
+            member="sphinx_revealjs/_static/revealjs/dist/reveal.js",
+            member_sha256="46538b52db48724192f59bf46f5e851a18e302777c46f4a34c32709d010d6a29",
+            licence="MIT",
+            purpose="what turns the slides of the lessons for a teacher: reveal.js 5.2.0",
+            companions=(
+                (
+                    "sphinx_revealjs/_static/revealjs/dist/reveal.css",
+                    "68f915a11ebf7203c0446576b7e952ff61c5dd02134a8a226ffaf62ed42136d2",
+                ),
+                (
+                    "sphinx_revealjs/_static/revealjs/plugin/notes/notes.js",
+                    "df1201d19d03241a2897d39c3d38768177df1cbd4bde06327b321cb83461ae89",
+                ),
+                (
+                    "sphinx_revealjs/_static/revealjs/LICENSE",
+                    "34014800f4126ac2525e224166f099f26628612e95c41f76d70841b63138c989",
+                ),
+            ),
+        ),
     ]
 }
 

@@ -67,6 +67,11 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     where.add_argument("--store", action="store_true", help="store the outputs in the notebooks, and make no pages")
     run.set_defaults(carry_out=_run)
 
+    slides = commands.add_parser("slides", help="make a deck of slides of each lesson, from its stored outputs")
+    slides.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="of which lessons (default: every one)")
+    slides.add_argument("--output", default="_slides", metavar="FOLDER", help="where they go (default: %(default)s)")
+    slides.set_defaults(carry_out=_slides)
+
     progress = commands.add_parser("progress", help="show which exercises have passed on this machine")
     progress.add_argument("--forget", action="store_true", help="forget them, to begin again")
     progress.set_defaults(carry_out=_progress)
@@ -146,6 +151,16 @@ def _run(options: argparse.Namespace) -> int:
     from lora_lab.course import notebooks
 
     return notebooks.run(options.notebooks, output=options.output, store=options.store)
+
+
+def _slides(options: argparse.Namespace) -> int:
+    """Write decks of slides, and say where they are."""
+    from lora_lab.course import notebooks, slides
+
+    folder = Path(options.output)
+    slides.write_slides([notebooks.find(name) for name in options.notebooks] or notebooks.notebooks(), folder)
+    print(f"Open {folder / 'index.html'} in a browser to show the slides.")
+    return 0
 
 
 def _progress(options: argparse.Namespace) -> int:

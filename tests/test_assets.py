@@ -125,13 +125,15 @@ class TestTable:
         for asset in ASSETS.values():
             names = [Path(member).name for member in asset.members]
             assert len(set(names)) == len(names)
-            assert all(
-                Path(name).suffix in {".gguf", ".safetensors", ".json", ".inter", ".bz2", ".gz"} for name in names
-            )
+            data, text = {".gguf", ".safetensors", ".json", ".inter", ".bz2", ".gz"}, {".js", ".css", ""}
+            assert all(Path(name).suffix in data | text for name in names)
 
     def test_the_table_says_the_terms_of_the_reviews_and_the_digits(self):
         assert "the sentences are their critics' own" in ASSETS["film-reviews"].licence
         assert "cite LeCun, Cortes and Burges" in ASSETS["mnist-5k"].licence
+
+    def test_the_licence_of_what_goes_into_the_decks_comes_with_it(self):
+        assert "LICENSE" in {Path(member).name for member in ASSETS["reveal-js"].members}
 
     def test_the_table_says_that_the_weights_are_rounded(self):
         assert "rounded to 4 bits (Q4_1)" in ASSETS["smollm2-135m-instruct"].purpose

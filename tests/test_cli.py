@@ -40,7 +40,7 @@ class TestUsage:
         with pytest.raises(SystemExit, match="0"):
             main(["--help"])
         out = capsys.readouterr().out
-        assert all(f"    {name} " in out for name in ("doctor", "fetch", "run", "finetune"))
+        assert all(f"    {name} " in out for name in ("doctor", "fetch", "run", "slides", "finetune"))
 
     @pytest.mark.parametrize(
         "wrong",

@@ -227,7 +227,7 @@ def _asset(name: str) -> Finding:
         return Finding(name, "in the cache, and its SHA-256 is right")
     state = "in the cache, but damaged" if assets.cached_path(name).exists() else "not in the cache yet"
     megabytes = assets.ASSETS[name].size / 1e6
-    advice = f"`lora-lab fetch` gets it ({megabytes:.0f} MB), and so does the first notebook that needs it"
+    advice = f"`lora-lab fetch` gets it ({megabytes:.0f} MB), and so does what needs it first"
     return Finding(name, state, None, advice)
 
 

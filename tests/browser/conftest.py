@@ -23,7 +23,7 @@ def read(browser):
     """Give a function that opens a file without a network: the open page, and what went wrong while it was read."""
     contexts = {}
 
-    def read(path, *, width=1280, height=720, scheme="light"):
+    def read(path, *, width=1280, height=720, scheme="light", query=""):
         size = {"width": width, "height": height}
         key = (width, height, scheme)
         if key not in contexts:
@@ -32,7 +32,7 @@ def read(browser):
         page.on("console", lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("request", lambda asked: wrong.append(asked.url) if asked.url.startswith(("http", "ws")) else None)
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + f"?{query}" * bool(query))
         return page, wrong
 
     yield read

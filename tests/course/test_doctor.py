@@ -200,6 +200,7 @@ class TestCache:
         assert folder.ok
         assert [finding.name for finding in contents] == list(assets.ASSETS)
         sizes = {"smollm2-135m-instruct": 93, "movielens-100k": 2, "minilm-l6": 84, "film-reviews": 9, "mnist-5k": 1}
+        sizes["reveal-js"] = 2
         for finding in contents:
             assert (finding.value, finding.ok) == ("not in the cache yet", None)
             assert f"`lora-lab fetch` gets it ({sizes[finding.name]} MB)" in finding.advice

@@ -12,6 +12,7 @@ import lora_lab
 from lora_lab.course import links
 from lora_lab.course.exercises import exercises
 from lora_lab.course.notebooks import KERNELSPEC, LANGUAGE, WIDGET_TYPE, code_cells, is_live
+from lora_lab.course.slides import slides, spoiled
 
 PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|opt|mnt|var|work|private|Users)/|\b[A-Z]:\\\w")
 PASSING = re.compile(
@@ -162,6 +163,14 @@ def every_exercise_is_asked(notebook):
     known = {name for name in exercises() if name.startswith(f"{number}.")}
     blank = {line for _, output in _outputs(notebook) for line in _text(output).splitlines()}
     return sorted(asked ^ known) + [name for name in sorted(asked) if f"{name}: not attempted yet" not in blank]
+
+
+def slides_can_be_shown(notebook):
+    """The tags of slides make sense, and no slide gives away the answer to the prediction that it asks for."""
+    try:
+        return spoiled(slides(notebook))
+    except ValueError as error:
+        return [str(error)]
 
 
 RULES = [

@@ -174,6 +174,13 @@ BROKEN = {
         writing(OPENING.replace("# 77", "# 00"), place=0),
         lambda notebook: notebook.cells[3].update(source='check("00.numbers", 45)'),
     ],
+    "slides_can_be_shown": [
+        lambda notebook: notebook.cells[1].metadata.update(tags=["slide-left"]),
+        lambda notebook: notebook.cells[1].metadata.update(tags=["slide-next"]),
+        lambda notebook: [
+            notebook.cells[place].metadata.update(tags=[tag]) for place, tag in ((1, "slide"), (2, "slide-next"))
+        ],
+    ],
 }
 
 

@@ -43,7 +43,7 @@ def test_a_session_is_as_long_as_it_says():
 def test_the_sizes_are_those_of_the_assets():
     sizes = {name: round(asset.size / 1e6) for name, asset in assets.ASSETS.items()}
     words = {"smollm2-135m-instruct": "language model is", "minilm-l6": "encoder", "film-reviews": "film reviews"}
-    words |= {"movielens-100k": "film ratings", "mnist-5k": "digits"}
+    words |= {"movielens-100k": "film ratings", "mnist-5k": "digits", "reveal-js": "turns the slides"}
     assert words.keys() == sizes.keys()
     for name, word in words.items():
         assert f"{word} {sizes[name]} MB" in PAGE
