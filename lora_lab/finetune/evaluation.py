@@ -157,6 +157,8 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with (
         attention_for(model, max(map(len, prompts), default=0)),
+        # transformers hands the head a slice, of which PyTorch makes one product a row, each with a copy of the head
+        model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),)),
         Progress(len(prompts), "answering", shown=progress) as bar,
     ):
         for start in range(0, len(order), batch_size):
