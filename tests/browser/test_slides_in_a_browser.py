@@ -104,7 +104,7 @@ def test_a_deck_prints_with_all_of_its_slides(deck, folder):
     sheets = page.locator(".pdf-page")
     assert sheets.count() == len(slides(nbformat.read(LESSONS[name], as_version=4)))
     assert page.evaluate(
-        "() => [...document.querySelectorAll('.pdf-page .fit')].every(part => part.scrollHeight <= 640)"
+        "() => [...document.querySelectorAll('.pdf-page .fit')].every(part => part.scrollHeight <= 660)"
     )
     paper = page.pdf(prefer_css_page_size=True)
     assert paper.count(b"/Type /Page\n") == sheets.count()
