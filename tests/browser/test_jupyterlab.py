@@ -77,6 +77,7 @@ def test_a_key_moves_each_slider_and_its_figure_changes(lesson, lab, browser):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{address}/lab/tree/{lesson.name}?reset")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady", timeout=60_000)
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")  # waits for the kernel
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     try:
         boxes = page.locator(".jp-OutputArea-output .widget-vbox")
