@@ -3,7 +3,7 @@
 import pytest
 
 from lora_lab.course import lora_figures
-from lora_lab.course.figures import png_bytes
+from lora_lab.course.figures import GREY, png_bytes
 
 CURVES = {"near": [[1.0, 0.5, 0.1], [1.0, 0.4, 0.2], [1.0, 0.6, 0.3]], "far": [[1.0, 2.0, 0.9]]}
 BOUNDS = {"three": [1.0, 0.5, 0.2, 0.0, 0.0], "flat": [1.0, 0.9, 0.8, 0.7, 0.6]}
@@ -114,3 +114,11 @@ def test_figures_can_be_drawn_without_a_warning(recwarn):
     ):
         assert png_bytes(fig).startswith(b"\x89PNG")
     assert not recwarn.list
+
+
+def test_training_figure_draws_the_first_curve_in_grey():
+    [ax] = lora_figures.training_figure({"alpha 16": [1, 0.5], "alpha 64": [1, 0.2, 0.1]}).axes
+    first, second = ax.lines
+    assert (first.get_color(), list(first.get_ydata())) == (GREY, [1, 0.5])
+    assert list(second.get_ydata()) == [1, 0.2, 0.1]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["alpha 16", "alpha 64"]

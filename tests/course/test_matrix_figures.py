@@ -106,3 +106,9 @@ def test_figures_can_be_drawn_without_a_warning(recwarn):
     ):
         assert png_bytes(fig).startswith(b"\x89PNG")
     assert not recwarn.list
+
+
+def test_damage_that_is_rounding_alone_stays_white():
+    [ax] = matrix_figures.damage_figure(np.ones((2, 2)), np.add(1, [[1e-14, 0], [0, -1e-14]])).axes
+    colours = ax.collections[0].to_rgba(ax.collections[0].get_array())
+    assert np.ptp(colours.reshape(-1, 4), axis=0).max() < 0.01

@@ -138,3 +138,13 @@ def test_figures_can_be_drawn_without_a_warning(tables, recwarn):
     ):
         assert png_bytes(fig).startswith(b"\x89PNG")
     assert not recwarn.list
+
+
+def test_place_figure_marks_the_rank_on_the_curve():
+    errors = np.linspace(1, 0, 11)
+    picture, curve = spectrum_figures.place_figure(np.full((10, 40), 2.0), errors, 3).axes
+    assert picture.images[0].get_array().max() == 1, "above 1 is drawn as 1"
+    [x], [y] = curve.lines[1].get_data()
+    assert (x, y) == (3, errors[3])
+    assert curve.get_title(loc="left") == "38% of the numbers, 70.0% lost"
+    assert [line.get_xdata()[0] for line in curve.lines[2:]] == [3, 7], "the rank and the break-even rank"

@@ -120,3 +120,13 @@ def test_figures_can_be_drawn_without_a_warning(recwarn):
     ):
         assert png_bytes(fig).startswith(b"\x89PNG")
     assert not recwarn.list
+
+
+def test_sum_figure_says_what_is_kept_and_what_is_missing():
+    picture = np.diag([3.0, 4.0, 0.0])
+    layer, kept, missing = svd_figures.sum_figure(picture, 1).axes
+    assert layer.get_title(loc="left") == "layer 1: 64 % of the energy"
+    assert missing.get_title(loc="left") == "missing: an error of 60 %"
+    np.testing.assert_allclose(kept.images[0].get_array(), np.diag([0, 4, 0]), atol=1e-12)
+    np.testing.assert_allclose(missing.images[0].get_array(), np.diag([3, 0, 0]), atol=1e-12)
+    assert missing.images[0].get_clim() == (-4, 4), "one scale at every rank"
