@@ -1,7 +1,8 @@
 """Asking a model questions, and counting the right answers."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,8 +158,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with (
         attention_for(model, max(map(len, prompts), default=0)),
-        # transformers hands the head a slice, of which PyTorch makes one product a row, each with a copy of the head
-        model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(),)),
+        _head_reads_one_piece(model),
         Progress(len(prompts), "answering", shown=progress) as bar,
     ):
         for start in range(0, len(order), batch_size):
@@ -183,3 +183,20 @@ def generate(
             bar.advance(len(rows))
     model.train(was_training)
     return answers
+
+
+@contextlib.contextmanager
+def _head_reads_one_piece(model: PreTrainedModel) -> Iterator[None]:
+    """Give the head its input in one piece of memory for a while.
+
+    transformers hands it a slice, of which PyTorch makes one product a row on a CPU, each with a copy of the head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:  # the model has its own way to the logits
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda head, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
