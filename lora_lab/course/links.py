@@ -14,6 +14,7 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "https://github.com/"
 BRANCH = "main"
+SETUP = "setup"  # the identifier of the cell that installs the course on Colab
 
 
 def repository(root: Path = ROOT) -> str:

@@ -6,6 +6,7 @@ from notebook to notebook become links from page to page. ``page.html`` holds th
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from html import escape, unescape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
+
+from lora_lab.course import links
 
 if TYPE_CHECKING:
     from nbconvert import HTMLExporter
@@ -128,7 +131,9 @@ def to_body(notebook: NotebookNode, *, code: bool = True) -> str:
     Raises:
         ValueError: a formula of the notebook is not TeX that can be drawn.
     """
-    body: str = _exporter(code).from_notebook_node(notebook)[0]
+    shown = copy.copy(notebook)
+    shown.cells = [cell for cell in notebook.cells if cell.get("id") != links.SETUP]  # it does nothing on a page
+    body: str = _exporter(code).from_notebook_node(shown)[0]
     return body
 
 

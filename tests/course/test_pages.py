@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 
+from lora_lab.course.links import SETUP
 from lora_lab.course.pages import title, to_mathml, write_page
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -84,6 +85,13 @@ def test_link_to_a_notebook_becomes_a_link_to_its_page(page):
     tags = page("[back](00_a.ipynb), [a part](00_a.ipynb#part), [afar](https://example.org/x.ipynb)")
     links = [attributes["href"] for attributes in tags.all("a")]
     assert {"00_a.html", "00_a.html#part", "https://example.org/x.ipynb"} <= set(links)
+
+
+def test_the_cell_for_colab_is_not_on_the_page(page):
+    setup, other = (nbformat.v4.new_code_cell(source, id=name) for name, source in [(SETUP, "!git"), ("x", "x = 1")])
+    text = page("Text.", setup, other).text
+    assert "git" not in text
+    assert "x = 1" in text
 
 
 def test_figure_has_its_sentence(page):

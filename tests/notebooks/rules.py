@@ -123,7 +123,8 @@ def opens_elsewhere_too(notebook):
     lesson = re.search(r"notebooks/(\d\d_\w+\.ipynb)", first)
     named = lesson is not None and lesson[1].startswith(first[2:4])
     bad = [] if named and first.endswith(links.buttons(Path(lesson[1]), address)) else ["no links in the first cell"]
-    return bad + ([] if code and code[0].source == links.setup(address) else ["the first code is not the setup"])
+    setup = bool(code) and code[0].id == links.SETUP and code[0].source == links.setup(address)
+    return bad + ([] if setup else ["the first code is not the setup"])
 
 
 def asks_for_a_prediction(notebook):

@@ -152,6 +152,7 @@ BROKEN = {
         writing(OPENING.replace("colab.research.google.com/github/", "colab.research.google.com/github/x"), place=0),
         writing(OPENING.partition("[Open")[0], place=0),
         writing("import sys", place=1),
+        lambda notebook: notebook.cells[1].update(id="colab"),
         lambda notebook: notebook.cells.insert(1, new_code_cell("x = 1")),
     ],
     "asks_for_a_prediction": [writing("Predict nothing.", place=2)],
