@@ -105,12 +105,21 @@ def leaves(m, n):
     sys.exit()
 
 
+class Unusual(BaseException):
+    """No Exception, as an error of one's own should be."""
+
+
+def raises_unusually(m, n):
+    raise Unusual("mine")
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "line"),
     [
         (divides_by_zero, "ZeroDivisionError: division by zero", "return m / (n - n)"),
         (calls_itself, "RecursionError: maximum recursion depth exceeded", "return calls_itself(m, n)"),
         (leaves, "SystemExit", "sys.exit()"),
+        (raises_unusually, "Unusual: mine", 'raise Unusual("mine")'),
     ],
 )
 def test_error_in_the_answer_is_told_with_its_line(said, function, kind, line):
@@ -141,15 +150,33 @@ def loops_and_catches(m, n):
             continue
 
 
+def loops_and_catches_everything(m, n):
+    while True:
+        try:
+            sum(range(10))
+        except:  # noqa: E722 - as learners write it
+            continue
+
+
 def loops_in_a_generator(m, n):
     return sum(1 for _ in itertools.count())
 
 
-@pytest.mark.parametrize("function", [loops, loops_and_catches, loops_in_a_generator])
+@pytest.mark.parametrize("function", [loops, loops_and_catches, loops_and_catches_everything, loops_in_a_generator])
 def test_endless_loop_is_stopped(said, function):
     assert said(function) == (
         f"not yet. {function.__name__}(9, 9) did not come back within 0.2 seconds. Does a loop in it never end?"
     )
+
+
+class Loops:
+    def __call__(self, m, n):
+        return loops(m, n)
+
+
+@pytest.mark.parametrize("function", [Loops(), functools.partial(loops)], ids=["object", "partial"])
+def test_endless_loop_is_stopped_in_whatever_can_be_called(said, function):
+    assert said(function).startswith("not yet. your_function(9, 9) did not come back within 0.2 seconds.")
 
 
 def test_endless_loop_is_stopped_in_another_thread(said):

@@ -184,12 +184,14 @@ def _verdict(exercise: Exercise, answer: Any) -> str:
         kind = type(answer).__name__
         return f"not yet. A function is asked for, yours is {kind}. Give its name alone, without brackets behind it."
     try:
-        wrong = exercise.check(_watched(answer, exercise.seconds) if inspect.isroutine(answer) else answer)
+        wrong = exercise.check(answer if exercise.value else _watched(answer, exercise.seconds))
     except _NotAttempted as blank:
         return f"not attempted yet{blank}"
     except _Stopped as stopped:
         wrong = str(stopped)
-    except Exception as error:  # the check could not even look at the answer: it is of another kind
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the check could not even look at the answer: it is of another kind
         wrong = f"The answer is {exercise.goal}; yours cannot be read as one ({type(error).__name__}: {error})."
     return "passed" if wrong is None else "not yet. " + re.sub(r" at 0x[0-9A-Fa-f]+", "", wrong)
 
@@ -216,7 +218,9 @@ def _watched(function: Function, seconds: float) -> Function:
         except _OutOfTime:
             message = f"{called(function, *arguments)} did not come back within {seconds:g} seconds."
             raise _Stopped(f"{message} Does a loop in it never end?") from None
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:  # the stop button
+            raise
+        except BaseException as error:
             large = " Does it make something far larger than the answer?" if isinstance(error, MemoryError) else ""
             told = f"{called(function, *arguments)} stopped with {_describe(error, function)}"
             raise _Stopped(f"{told}.{large}" if large else told) from None
@@ -235,19 +239,30 @@ def _watched(function: Function, seconds: float) -> Function:
 def _within(seconds: float, function: Function, *arguments: Any, **options: Any) -> Any:
     """Call the function, and raise _OutOfTime inside it when its time is over.
 
-    Another thread rings the alarm, since signals reach only the main thread and are not what they are on Windows.
+    Another thread rings the alarm, since signals reach only the main thread and are not what they are on Windows. It
+    rings on, since an ``except:`` of the learner's may swallow one. A single call into compiled code, such as
+    ``time.sleep``, hears it only at its end.
     """
     caller = ctypes.c_ulong(threading.get_ident())
     ring = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    alarm = threading.Timer(seconds, ring, (caller, ctypes.py_object(_OutOfTime)))
-    alarm.daemon = True
-    alarm.start()
-    try:
-        with _room_for_more(MEMORY):
+    over = False
+    returned = threading.Event()
+
+    def alarm() -> None:
+        pause = seconds
+        while not returned.wait(pause) and not over:
+            ring(caller, ctypes.py_object(_OutOfTime))
+            pause = 0.01
+
+    thread = threading.Thread(target=alarm, daemon=True)
+    with _room_for_more(MEMORY):
+        thread.start()
+        try:
             return function(*arguments, **options)
-    finally:
-        alarm.cancel()
-        alarm.join()  # an alarm that rings at this very moment is heard here, and not somewhere later
+        finally:
+            over = True  # the alarm may ring within the next line, and then must not ring again
+            returned.set()
+            thread.join()  # one that rings at this very moment is heard here, and not somewhere later
 
 
 @contextlib.contextmanager
