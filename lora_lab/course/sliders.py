@@ -94,7 +94,8 @@ def _display(
     box = ipywidgets.VBox([*sliders.values(), below])
     ends = [f"{_words(name)}, {_label(options[0])} to {_label(options[-1])}" for name, options in choices.items()]
     said = f"Run this cell in JupyterLab to move {'a slider' if len(sliders) == 1 else 'sliders'}: {'; '.join(ends)}."
-    publish_display_data({WIDGET_TYPE: box._repr_mimebundle_()[WIDGET_TYPE], "text/markdown": said})
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}  # of ipywidgets 7, which Colab has, and 8
+    publish_display_data({WIDGET_TYPE: view, "text/markdown": said})
 
 
 def _slider(name: str, options: Sequence[Any], start: Any, **look: Any) -> Any:

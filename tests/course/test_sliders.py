@@ -53,6 +53,14 @@ def test_moving_a_slider_draws_again(shown):
     assert "&quot;3&quot; ends at 0.5." in picture.value
 
 
+def test_widgets_of_version_7_are_shown_too(shown, monkeypatch):
+    """Colab has ipywidgets 7, whose widgets cannot be asked for their view."""
+    monkeypatch.delattr("ipywidgets.Widget._repr_mimebundle_")
+    [rank], picture, _ = shown(line, rank=range(1, 10))
+    rank.value = 3
+    assert "&quot;3&quot; ends at 0." in picture.value
+
+
 def test_a_value_is_drawn_once(shown):
     drawn = []
 
