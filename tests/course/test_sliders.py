@@ -173,6 +173,17 @@ def test_importing_the_course_loads_no_widgets():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
+@pytest.fixture
+def own_threads():
+    """Give PyTorch its threads back: some lessons take one, and with another number sums round in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_threads")
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_each_slider_of_a_lesson_follows_its_figure_and_moves(lesson, monkeypatch):
     cells, places = sliders(lesson)
