@@ -264,7 +264,8 @@ def classroom(tmp_path_factory):
         release([LESSON], output=home)
     course = home / "nbgrader"
     settings = {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
-    settings["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it calls alembic by name
+    here = Path(sys.executable).parent  # nbgrader calls alembic by its name
+    settings["PATH"] = os.pathsep.join([str(here), os.environ["PATH"]])
     progress = {"LORA_LAB_PROGRESS": str(home / "progress")}
 
     def nbgrader(command):
