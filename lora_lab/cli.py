@@ -175,14 +175,14 @@ def _progress(options: argparse.Namespace) -> int:
 
 def _links(options: argparse.Namespace) -> int:
     """Give the course another address, or show the links that it has."""
-    from lora_lab.course import links
+    from lora_lab.course import links, notebooks
 
     if options.address is not None:
         for path in links.move(options.address):
             print(f"{path.relative_to(links.ROOT)} points to {options.address} now")
         return 0
     address = links.repository()
-    for lesson in links.lessons():
+    for lesson in notebooks.notebooks():
         print(lesson.name, links.colab(lesson, address), links.binder(lesson, address), sep="\n    ")
     return 0
 

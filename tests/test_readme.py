@@ -115,9 +115,11 @@ def test_borrowed_figure_is_the_one_that_the_lesson_stores(name):
 
 
 def test_a_figure_that_no_lesson_stores_is_an_error():
-    for place in (("03", "no-such-cell"), ("77", "family-figure"), ("03", "imports"), ("03", "title")):
+    for place in (("03", "no-such-cell"), ("03", "imports"), ("03", "title")):
         with pytest.raises(ValueError, match="store its outputs first"):
             stored_figure(*place)
+    with pytest.raises(FileNotFoundError, match="no notebook '77'"):
+        stored_figure("77", "family-figure")
 
 
 def test_before_and_after_are_what_lesson_09_stores():

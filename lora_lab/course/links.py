@@ -78,15 +78,11 @@ def move(address: str, root: Path = ROOT) -> list[Path]:
     old = repository(root)
     places = re.compile(rf"(github\.com/|/github/|/v2/gh/){re.escape(old)}(?![\w-])")
     changed = []
-    for path in [root / "pyproject.toml", root / "README.md", root / "CITATION.cff", *lessons(root)]:
+    texts = [root / name for name in ("pyproject.toml", "README.md", "CITATION.cff")]
+    for path in [*texts, *sorted((root / "notebooks").glob("*.ipynb"))]:
         before = path.read_text(encoding="utf-8")
         after = places.sub(rf"\g<1>{address}", before)
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(path)
     return changed
-
-
-def lessons(root: Path = ROOT) -> list[Path]:
-    """Give the notebooks of the course at ``root``."""
-    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))

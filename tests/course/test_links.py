@@ -14,6 +14,7 @@ import yaml
 
 from lora_lab.cli import main
 from lora_lab.course import links
+from lora_lab.course.notebooks import notebooks
 
 ROOT = Path(__file__).parents[2]
 FILES = ["pyproject.toml", "README.md", "CITATION.cff"]
@@ -30,8 +31,8 @@ def copy(tmp_path):
 
 def test_each_link_names_a_file_of_the_repository():
     address = links.repository()
-    assert len(links.lessons()) == 11
-    for lesson in links.lessons():
+    assert len(notebooks()) == 11
+    for lesson in notebooks():
         where = f"github/{address}/blob/main/"
         assert (ROOT / links.colab(lesson, address).partition(where)[2]).samefile(lesson)
         opened = unquote(links.binder(lesson, address)).partition(f"/v2/gh/{address}/main?labpath=")[2]
@@ -39,7 +40,7 @@ def test_each_link_names_a_file_of_the_repository():
 
 
 def test_the_readme_opens_the_first_lesson():
-    first, address = links.lessons()[0], links.repository()
+    first, address = notebooks()[0], links.repository()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"]({links.colab(first, address)})" in readme
     assert f"]({links.binder(first, address)})" in readme
@@ -51,10 +52,10 @@ def test_moving_changes_every_link_and_nothing_else(copy):
     changed = links.move(new, copy)
     assert {path.relative_to(copy).as_posix() for path in changed} == {
         *FILES,
-        *(f"notebooks/{path.name}" for path in links.lessons()),
+        *(f"notebooks/{path.name}" for path in notebooks()),
     }
     assert links.repository(copy) == new
-    for lesson in links.lessons(copy):
+    for lesson in sorted((copy / "notebooks").glob("*.ipynb")):
         first, second = json.loads(lesson.read_text(encoding="utf-8"))["cells"][:2]
         assert "".join(first["source"]).endswith(links.buttons(lesson, new))
         assert "".join(second["source"]) == links.setup(new)
